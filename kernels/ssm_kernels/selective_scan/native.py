@@ -1,0 +1,215 @@
+"""Calls native.c: packs what it wants packed, hands out its buffers, unpacks its gradients."""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import native_build
+from ..rows import Row
+
+RULE_CODES = {"euler": 0, "zoh": 1, "bilinear": 2}
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+
+
+class Problem(ctypes.Structure):
+    """Mirrors `problem` in native.c, field for field."""
+
+    _fields_ = [
+        *[(name, _I) for name in "batch length rows d n groups row_groups blocks".split()],
+        *[(name, _I) for name in "rule softplus reverse constant_B constant_C threads".split()],
+        *[(name, _P) for name in "row first_chunk x dt z A B C D bias h0".split()],
+        *[(name, _I) for name in "x_batch x_step dt_batch dt_step z_batch z_step".split()],
+        *[(name, _I) for name in "B_batch B_step B_group C_batch C_step C_group y_batch y_step".split()],
+        *[(name, _P) for name in "y last boundaries dy dlast".split()],
+        *[(name, _I) for name in "dy_batch dy_step".split()],
+        *[(name, _P) for name in "dx ddt dz dA dB dC dD dbias dh0".split()],
+    ]
+
+
+@functools.cache
+def library(double: bool, is_complex: bool) -> ctypes.CDLL:
+    """native.c for one element type, built on first use."""
+    defines = ["-DSSM_DOUBLE"] * double + ["-DSSM_COMPLEX"] * is_complex
+    lib = native_build.load(Path(__file__).with_name("native.c"), tuple(defines))
+    for name in ("scan_tile", "scan_chunk"):
+        getattr(lib, name).restype = _I
+    return lib
+
+
+def _library_for(A: Tensor) -> ctypes.CDLL:
+    return library(A.dtype in (torch.float64, torch.complex128), A.is_complex())
+
+
+class Layout:
+    """How channels are cut into tiles: groups of B and C first, each padded up to whole tiles."""
+
+    def __init__(self, lib: ctypes.CDLL, d: int, groups: int):
+        self.tile, self.groups, self.a_group = lib.scan_tile(), groups, d // groups
+        self.tiles = groups * -(-self.a_group // self.tile)
+
+    def pack(self, t: Tensor) -> Tensor:
+        """(..., d, n) real or complex to (..., tile, n, plane, TILE) real."""
+        t = torch.view_as_real(t) if t.is_complex() else t[..., None]
+        lead, n, planes = t.shape[:-3], t.shape[-2], t.shape[-1]
+        t = t.reshape(*lead, self.groups, self.a_group, n, planes)
+        t = F.pad(t, (0, 0, 0, 0, 0, -self.a_group % self.tile))
+        return t.reshape(*lead, self.tiles, self.tile, n, planes).movedim(-3, -1).contiguous()
+
+    def unpack(self, t: Tensor, is_complex: bool) -> Tensor:
+        """The inverse of `pack`."""
+        t = t.movedim(-1, -3)
+        lead, n, planes = t.shape[:-4], t.shape[-2], t.shape[-1]
+        t = t.reshape(*lead, self.groups, -1, n, planes)[..., : self.a_group, :, :]
+        t = t.reshape(*lead, self.groups * self.a_group, n, planes)
+        return torch.view_as_complex(t.contiguous()) if is_complex else t[..., 0].contiguous()
+
+
+def boundary_count(tokens: int, rows: int, chunk: int) -> int:
+    """At least as many chunks as any cut of `tokens` steps into `rows` rows has."""
+    return tokens // chunk + rows
+
+
+def boundaries_shape(A: Tensor, tokens: int, rows: int, groups: int) -> tuple[int, ...]:
+    """Shape of what forward saves for backward: h at every chunk's start, packed."""
+    lib = _library_for(A)
+    layout = Layout(lib, A.shape[0], groups)
+    return (
+        boundary_count(tokens, rows, lib.scan_chunk()),
+        layout.tiles,
+        A.shape[1],
+        2 if A.is_complex() else 1,
+        layout.tile,
+    )
+
+
+class Call:
+    """One call's problem, with every tensor that the pointers point into kept alive."""
+
+    def __init__(self, x, dt, A, B, C, D, z, dt_bias, initial_state, rows: list[Row], dt_softplus, reverse, rule):
+        self.lib = _library_for(A)
+        self.kept: list[Tensor] = []
+        groups = next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
+        self.layout = Layout(self.lib, A.shape[0], groups)
+        b, l, d = x.shape
+        n, planes = A.shape[1], 2 if A.is_complex() else 1
+        p = self.problem = Problem(batch=b, length=l, rows=len(rows), d=d, n=n, groups=groups)
+        p.rule, p.softplus, p.reverse = RULE_CODES[rule], dt_softplus, reverse
+        p.threads = torch.get_num_threads()
+        p.row_groups, p.blocks = self._shares(b * l, len(rows), p.threads)
+        chunk = self.lib.scan_chunk()
+        self.point("row", torch.tensor(rows, dtype=torch.int64).reshape(-1))
+        chunks = torch.tensor([-(-row.length // chunk) for row in rows], dtype=torch.int64)
+        self.point("first_chunk", chunks.cumsum(0) - chunks)
+        for name, t in (("x", x), ("dt", dt), ("z", z)):
+            self.point_rows(name, t)
+        for name, M in (("B", B), ("C", C)):
+            setattr(p, f"constant_{name}", M.ndim == 2)
+            if M.ndim == 2:
+                self.point(name, self.layout.pack(M))
+                continue
+            M = M if M.ndim == 4 else M[:, :, None]
+            M = M if M.stride(-1) == 1 else M.contiguous()
+            self.point(name, M)
+            for key, stride in zip(("batch", "step", "group"), M.stride(), strict=False):
+                setattr(p, f"{name}_{key}", stride * planes)
+        self.point("A", self.layout.pack(A))
+        self.point("D", None if D is None else D.contiguous())
+        self.point("bias", None if dt_bias is None else dt_bias.contiguous())
+        self.point("h0", None if initial_state is None else self.layout.pack(initial_state))
+        p.y_batch, p.y_step = l * d, d
+
+    def _shares(self, tokens: int, rows: int, threads: int) -> tuple[int, int]:
+        """Row groups and channel blocks: enough equal tasks for the threads, as few copies of dA and dB as that allows."""
+        wanted = 1 if threads == 1 else 4 * threads
+        row_groups = max(1, min(rows, max(wanted, 8)))
+        blocks = min(self.layout.tiles, max(1, -(-min(wanted, 2 * threads) // row_groups)) if threads > 1 else 1)
+        return row_groups, blocks
+
+    def point(self, name: str, t: Tensor | None) -> Tensor | None:
+        """Set a pointer field."""
+        if t is not None:
+            self.kept.append(t)
+            setattr(self.problem, name, t.data_ptr())
+        return t
+
+    def point_rows(self, name: str, t: Tensor | None) -> None:
+        """Set a pointer to (b, l, d) rows and its strides; only the channels have to be contiguous."""
+        if t is None:
+            return
+        t = t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+        self.point(name, t)
+        setattr(self.problem, f"{name}_batch", t.stride(0))
+        setattr(self.problem, f"{name}_step", t.stride(1))
+
+    def packed(self, rows: int, A: Tensor, zero: bool = False) -> Tensor:
+        """A buffer for `rows` packed (d, n) arrays."""
+        make = torch.zeros if zero else torch.empty
+        shape = (rows, self.layout.tiles, A.shape[1], 2 if A.is_complex() else 1, self.layout.tile)
+        return make(shape, dtype=A.real.dtype)
+
+
+def _full(rows: list[Row], b: int, l: int) -> bool:
+    return sum(row.length for row in rows) == b * l
+
+
+def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule, save: bool):
+    """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`)."""
+    call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
+    b, l, d = x.shape
+    make = torch.empty if _full(rows, b, l) else torch.zeros
+    y = make(b, l, d, dtype=x.dtype)
+    shape = boundaries_shape(A, b * l, len(rows), call.layout.groups) if save else (0,)
+    boundaries = torch.empty(shape, dtype=A.real.dtype)
+    last = call.packed(len(rows), A)
+    call.point("y", y), call.point("last", last)
+    if save:
+        call.point("boundaries", boundaries)
+    call.lib.scan_forward_all(ctypes.byref(call.problem))
+    return y, call.layout.unpack(last, A.is_complex()), boundaries
+
+
+def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule):
+    """Gradients (dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state); None where the input is None."""
+    call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
+    p, layout, is_complex = call.problem, call.layout, A.is_complex()
+    b, l, d = x.shape
+    make = torch.empty if _full(rows, b, l) else torch.zeros
+    call.point_rows("dy", dy)
+    call.point("dlast", None if dlast is None else layout.pack(dlast))
+    call.point("boundaries", boundaries)
+    dx, ddt = (call.point(name, make(b, l, d, dtype=x.dtype)) for name in ("dx", "ddt"))
+    dz = None if z is None else call.point("dz", make(b, l, d, dtype=x.dtype))
+    dA = call.point("dA", call.packed(p.row_groups, A, zero=True))
+    dD, dbias = (call.point(name, torch.empty(p.row_groups, d, dtype=x.dtype)) for name in ("dD", "dbias"))
+    dh0 = None if initial_state is None else call.point("dh0", call.packed(len(rows), A))
+
+    def projection_buffer(name: str, M: Tensor) -> Tensor:
+        if M.ndim == 2:
+            return call.point(name, call.packed(p.row_groups, A, zero=True))
+        planes = (2,) if is_complex else ()
+        return call.point(name, torch.zeros(p.blocks, b, l, layout.groups, A.shape[1], *planes, dtype=x.dtype))
+
+    dB, dC = projection_buffer("dB", B), projection_buffer("dC", C)
+    call.lib.scan_backward_all(ctypes.byref(p))
+
+    def projection_gradient(total: Tensor, M: Tensor) -> Tensor:
+        total = total.sum(0) if total.shape[0] > 1 else total[0]
+        if M.ndim == 2:
+            return layout.unpack(total, is_complex)
+        return (torch.view_as_complex(total) if is_complex else total).reshape(M.shape)
+
+    return (
+        dx,
+        ddt,
+        layout.unpack(dA.sum(0), is_complex),
+        projection_gradient(dB, B),
+        projection_gradient(dC, C),
+        None if D is None else dD.sum(0),
+        dz,
+        None if dt_bias is None else dbias.sum(0),
+        None if dh0 is None else layout.unpack(dh0, is_complex),
+    )
