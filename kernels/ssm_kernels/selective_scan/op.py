@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from .. import backends, rows
-from ..autograd import gradients_of_reference
+from ..autograd import differentiable_vector_jacobian, vector_jacobian
 from ..checks import COMPLEX, FLOATS, Shapes, check_choice, check_devices, check_dtype, compute_dtype
 from ..library import define, register
 from . import native, reference
@@ -172,7 +172,8 @@ def _backward(
         arguments = (*tensors, _rows(x, cu_seqlens, lengths), dt_softplus, reverse, rule)
         grads = native.backward(dy, dlast, boundaries, *arguments)
         return [g for g in grads if g is not None]
-    return _differentiate(dy, dlast, tensors, cu_seqlens, lengths, dt_softplus, reverse, rule)
+    given = [t for t in tensors if t is not None]
+    return vector_jacobian(_as_reference(tensors, cu_seqlens, lengths, dt_softplus, reverse, rule), given, (dy, dlast))
 
 
 @torch.library.register_fake("ssm_kernels::selective_scan_backward")
@@ -181,17 +182,17 @@ def _backward_fake(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial
     return [t.new_empty(t.shape) for t in tensors if t is not None]
 
 
-def _differentiate(dy, dlast, tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, create_graph=False):
-    """Gradients by autograd through the reference, for the tensors that are given."""
+def _as_reference(tensors, cu_seqlens, lengths, dt_softplus, reverse, rule):
+    """The reference as a function of the given tensors only."""
     plain = cu_seqlens is None and lengths is None
     the_rows = None if plain else _rows(tensors[0], cu_seqlens, lengths)
 
     def run(*given):
         it = iter(given)
-        full = [next(it) if t is not None else None for t in tensors]
+        full = (next(it) if t is not None else None for t in tensors)
         return reference.selective_scan(*full, the_rows, dt_softplus, reverse, rule)
 
-    return gradients_of_reference(run, [t for t in tensors if t is not None], (dy, dlast), create_graph)
+    return run
 
 
 def _setup(ctx, inputs, output):
@@ -224,16 +225,17 @@ def _setup_backward(ctx, inputs, output):
 def _backward_grad(ctx, second):
     """Double backward: differentiate the reference's gradients once more, whichever backend made the first."""
     dy, dlast, *tensors, cu_seqlens, lengths = ctx.saved_tensors
-    given = [t for t in (dy, dlast, *tensors) if t is not None]
+    scan = _as_reference(tensors, cu_seqlens, lengths, *ctx.flags)
+    present = [t is not None for t in (dy, dlast, *tensors)]
 
-    def run(*given):
+    def gradients(*given):
         it = iter(given)
-        dy_, dlast_, *full = (next(it) if t is not None else None for t in (dy, dlast, *tensors))
-        grads = _differentiate(dy_, dlast_, full, cu_seqlens, lengths, *ctx.flags, create_graph=True)
-        return tuple(grads)
+        dy_, dlast_, *rest = (next(it) if there else None for there in present)
+        return tuple(differentiable_vector_jacobian(scan, [t for t in rest if t is not None], (dy_, dlast_)))
 
-    grads = iter(gradients_of_reference(run, given, tuple(second), torch.is_grad_enabled()))
-    first, last, *rest = (next(grads) if t is not None else None for t in (dy, dlast, *tensors))
+    given = [t for t in (dy, dlast, *tensors) if t is not None]
+    grads = iter(differentiable_vector_jacobian(gradients, given, tuple(second)))
+    first, last, *rest = (next(grads) if there else None for there in present)
     return (first, last, None, *rest, *[None] * 6)
 
 
