@@ -1,0 +1,34 @@
+"""Forecasting with state-space models: LinearSSM in closed form, and S4D or Mamba trained on patches.
+
+Importing this package costs nothing; each name below is loaded on first use.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "TrainConfig": "config",
+    "LinearSSMConfig": "config",
+    "PatchConfig": "config",
+    "DataError": "errors",
+    "Table": "data",
+    "Split": "data",
+    "Scaler": "data",
+    "read_csv": "data",
+    "make_split": "data",
+    "standardize": "data",
+    "LinearSSM": "models.linear_ssm",
+    "fit_linear_ssm": "models.ridge",
+    "PatchForecaster": "models.patch_forecaster",
+    "load_forecaster": "models",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'timeseries' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,94 @@
+"""What `python -m timeseries.train` can be told. Plain dataclasses: importing this file imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ModelName = Literal["linear_ssm", "s4d", "mamba"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSSMConfig:
+    """The fixed-pole state-space model with a closed-form read-out."""
+
+    time_constants: tuple[float, ...] | None = None
+    """Memory of the poles, in steps; None derives them from the step (2 hours to a month for hourly data)."""
+    daily_harmonics: int = 12
+    """Harmonics of the first seasonal period (a day, for data finer than a day); each gets a pole a time constant."""
+    weekly_harmonics: int = 3
+    """The same for the second seasonal period (a week, for data finer than a day)."""
+    ridge: tuple[float, ...] | None = None
+    """Ridge strengths tried on the validation part, relative to the features' variance; None is a half-decade grid."""
+    select: Literal["mae", "mse"] = "mae"
+    """Validation score that chooses the ridge strength. The absolute error is less swayed by a few wild days."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig:
+    """The gradient-trained forecaster: a residual on top of LinearSSM, read from patches of the standardised past."""
+
+    patch_length: int = 16
+    """Steps in a patch."""
+    stride: int = 8
+    """Steps from one patch to the next."""
+    d_model: int = 32
+    """Width of the mixer stack."""
+    num_layers: int = 2
+    """Bidirectional mixer layers, each followed by a gated channel mixer."""
+    d_state: int = 16
+    """State size of each mixer channel."""
+    dropout: float = 0.3
+    """Dropout before the read-out."""
+    loss: Literal["mae", "mse", "huber"] = "mae"
+    """Training loss, on standardised values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a forecaster on a CSV file and score it on the held-out part beside the naive forecasts."""
+
+    data: str = ""
+    """CSV file (.csv, .csv.gz) with a header, a date column and one column a series; empty cells are missing values."""
+    prediction_length: int = 96
+    """Steps to forecast."""
+    context_length: int | Literal["free"] | None = None
+    """Past steps a forecast may use: a number, or `free` for everything since the first row (linear_ssm only).
+    Left out, it is `free` for linear_ssm and 336 for s4d and mamba."""
+    model: ModelName = "linear_ssm"
+    """linear_ssm is fitted in closed form, in seconds; s4d and mamba are trained by gradient on top of it."""
+    columns: tuple[str, ...] | None = None
+    """Value columns to use; None takes all of them."""
+    split: str = "auto"
+    """Train/validation/test part: `70/10/20` are percent, other sums are months of 30 days (`12/4/4`);
+    `auto` is 12/4/4 for the ETT files, recognised by columns and step, and 70/10/20 for any other."""
+    linear: LinearSSMConfig = field(default_factory=LinearSSMConfig)
+    """Options of linear_ssm, and of the base of s4d and mamba."""
+    patch: PatchConfig = field(default_factory=PatchConfig)
+    """Options of s4d and mamba."""
+    epochs: int = 10
+    """Passes over the training windows (s4d, mamba)."""
+    batch_size: int = 32
+    """Windows a batch; every window brings all its columns (s4d, mamba)."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; it falls to zero along a half cosine (s4d, mamba)."""
+    weight_decay: float = 1e-2
+    """Weight decay of the parameters that want it (s4d, mamba)."""
+    patience: int = 3
+    """Epochs without a better validation score before the run ends (s4d, mamba)."""
+    steps_per_epoch: int | None = None
+    """Batches an epoch; None is every training window once (s4d, mamba)."""
+    save_every: int | None = None
+    """Also keep a checkpoint every so many batches, for machines that may vanish; None: once an epoch (s4d, mamba)."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu."""
+    devices: int | Literal["auto"] = 1
+    """Devices to train on."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic of the training steps."""
+    num_workers: int = 0
+    """Processes that load data."""
+    seed: int = 0
+    """Seed of the weights, the order of the windows and the dropout."""
+    output: str = "runs"
+    """Folder that gets the run folder."""
+    resume: str | None = None
+    """A run folder: read its config.yaml and go on where it stopped; other options given beside it win."""

@@ -1,0 +1,31 @@
+"""Named configurations. Each states its cost on two CPU cores and the score to expect (MSE / MAE, standardised)."""
+
+from .config import PatchConfig, TrainConfig
+
+
+def linear_free() -> TrainConfig:
+    """LinearSSM with unlimited memory. ETTh1, 96 steps, all 2,785 test windows: 0.352 / 0.386 in seconds."""
+    return TrainConfig(model="linear_ssm", context_length="free")
+
+
+def linear_96() -> TrainConfig:
+    """LinearSSM that sees the last 96 values only. ETTh1, 96 steps, all 2,785 windows: 0.378 / 0.390 in seconds."""
+    return TrainConfig(model="linear_ssm", context_length=96)
+
+
+def s4d_small() -> TrainConfig:
+    """Bidirectional S4D on patches over LinearSSM, 336 values. Minutes."""
+    return TrainConfig(model="s4d", context_length=336, epochs=5, patch=PatchConfig(d_model=32, num_layers=2))
+
+
+def mamba_small() -> TrainConfig:
+    """Bidirectional Mamba on patches over LinearSSM, 336 values. Minutes."""
+    return TrainConfig(model="mamba", context_length=336, epochs=5, patch=PatchConfig(d_model=32, num_layers=2))
+
+
+RECIPES = {
+    "linear_free": linear_free,
+    "linear_96": linear_96,
+    "s4d_small": s4d_small,
+    "mamba_small": mamba_small,
+}
