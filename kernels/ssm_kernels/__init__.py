@@ -4,6 +4,9 @@ Each operator is a folder: reference.py (the oracle), native.c and native.py (CP
 torch.library registration, choice of backend).
 """
 
+from .associative_scan import associative_scan
+from .causal_conv1d import causal_conv1d
+from .linear_recurrence import linear_recurrence
 from .selective_scan import selective_scan
 
-__all__ = ["selective_scan"]
+__all__ = ["associative_scan", "causal_conv1d", "linear_recurrence", "selective_scan"]
