@@ -1,0 +1,1 @@
+"""Things a person runs: the tour, the benchmark."""

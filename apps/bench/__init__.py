@@ -1,0 +1,1 @@
+"""Benchmarks of this suite: `python -m apps.bench`."""

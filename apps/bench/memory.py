@@ -1,0 +1,67 @@
+"""Peak memory of one row, in a fresh process: the resident set's high-water mark above what imports and inputs hold.
+
+A warm-up on four steps comes first, so that loaded code, built kernels and autograd's start are not counted.
+"""
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from .cases import Case
+
+MIB = 2**20
+
+
+def peak_mib(impl: str, case: Case, which_pass: str, threads: int) -> float:
+    """Run one row once in a process of its own and return its peak, in MiB above the baseline."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["apps.bench.peers"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return pool.apply(_measure, (impl, case, which_pass, threads))
+
+
+def _measure(impl: str, case: Case, which_pass: str, threads: int) -> float:
+    import torch
+
+    from .peers import PEERS
+
+    torch.set_num_threads(threads)
+    getattr(PEERS[impl].make(replace(case, batch=1, length=4)), which_pass)()
+    run = getattr(PEERS[impl].make(case), which_pass)
+    _give_back_freed_memory()
+    baseline = _restart_high_water()
+    result = run()
+    peak = _high_water() - baseline
+    del result
+    return max(peak, 0) / MIB
+
+
+def _give_back_freed_memory() -> None:
+    """Leave no freed heap that the row would fill unseen (glibc keeps it otherwise)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _restart_high_water() -> int:
+    """Set the kernel's high-water mark back to the present, where it can be; returns the baseline in bytes."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the mark stays where imports left it: peaks below it read as zero
+    return _high_water()
+
+
+def _high_water() -> int:
+    """Largest resident set so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
