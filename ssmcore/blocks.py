@@ -1,0 +1,212 @@
+"""What stands around a mixer in a stack: norms, channel mixers and the residual branch.
+
+A channel mixer (mlp, glu, geglu) is a Mixer whose tokens do not see each other: its state is empty, and it may stand
+anywhere in a pattern. Norms and the residual stream are float32 whatever the autocast type.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from ssm_kernels.checks import check_choice
+from torch import Tensor, nn
+
+from .array_types import Float, Tokens
+from .functional import at_least_float32
+from .mixer import Context, Mixer
+from .registry import resolve
+from .state import State
+
+Placement = Literal["pre", "post", "sandwich"]
+"""pre: x + f(norm x).  post: norm(x + f x).  sandwich: x + norm(f(norm x))."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the channels, in float32; (..., d) in the dtype of the weight. Raises nothing."""
+
+    def __init__(self, d: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(d)), eps
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Normalise, shape (..., d). Raises nothing."""
+        x = at_least_float32(x)
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return y.to(self.weight.dtype) * self.weight
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm, computed in float32; returns (..., d) in the dtype of the weight. Raises nothing."""
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Normalise, shape (..., d). Raises nothing."""
+        weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.layer_norm(at_least_float32(x).to(weight.dtype), self.normalized_shape, weight, bias, self.eps)
+        return y.to(self.weight.dtype)
+
+
+NORMS: dict[str, Any] = {"rms": RMSNorm, "layer": LayerNorm}
+
+
+class PositionWise(Mixer):
+    """A mixer whose tokens do not see each other: everything but the channels passes through it untouched."""
+
+    takes_dt = True  # no time passes between tokens that do not meet
+
+    def init_state(self, batch: int, *, device=None, dtype=None) -> State:
+        """Empty. Raises nothing."""
+        return {}
+
+    def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State]:
+        """The map of each token, (b, l, d) or packed. Raises nothing of its own."""
+        return self.map_channels(x), {}
+
+    def map_channels(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """One token at a time, any leading axes. Raises nothing of its own."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpConfig:
+    """Options of the MLP."""
+
+    expand: float = 4.0
+    """Hidden channels, in multiples of d_model."""
+    bias: bool = True
+    """Biases of both maps."""
+
+
+class Mlp(PositionWise):
+    """out_proj gelu(in_proj x), (b, l, d) to (b, l, d). Raises nothing of its own."""
+
+    Config = MlpConfig
+    residual_out = ("out_proj.weight",)
+
+    def __init__(self, d_model: int, config: MlpConfig | None = None):
+        super().__init__(d_model, config)
+        hidden = int(self.config.expand * d_model)
+        self.in_proj = nn.Linear(d_model, hidden, bias=self.config.bias)
+        self.out_proj = nn.Linear(hidden, d_model, bias=self.config.bias)
+
+    def map_channels(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Shape (..., d). Raises nothing of its own."""
+        return self.out_proj(F.gelu(self.in_proj(x)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GluConfig:
+    """Options of a gated linear unit."""
+
+    expand: float = 8 / 3
+    """Hidden channels, in multiples of d_model: 8/3 has the parameters of an MLP with 4."""
+    bias: bool = False
+    """Biases of both maps."""
+    activation: Literal["silu", "gelu"] = "silu"
+    """On the gate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GegluConfig(GluConfig):
+    """Options of the GELU-gated unit."""
+
+    activation: Literal["silu", "gelu"] = "gelu"
+    """On the gate."""
+
+
+class Glu(PositionWise):
+    """out_proj(act(gate) value) with gate, value = in_proj x, (b, l, d) to (b, l, d). Raises nothing of its own.
+
+    Source: Shazeer 2020, GLU variants improve Transformer.
+    """
+
+    Config = GluConfig
+    residual_out = ("out_proj.weight",)
+
+    def __init__(self, d_model: int, config: GluConfig | None = None):
+        super().__init__(d_model, config)
+        hidden = int(self.config.expand * d_model)
+        self.in_proj = nn.Linear(d_model, 2 * hidden, bias=self.config.bias)
+        self.out_proj = nn.Linear(hidden, d_model, bias=self.config.bias)
+        self.activation = {"silu": F.silu, "gelu": F.gelu}[self.config.activation]
+
+    def map_channels(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Shape (..., d). Raises nothing of its own."""
+        gate, value = self.in_proj(x).chunk(2, dim=-1)
+        return self.out_proj(self.activation(gate) * value)
+
+
+class Geglu(Glu):
+    """A Glu with GELU on the gate, (b, l, d) to (b, l, d). Raises nothing of its own."""
+
+    Config = GegluConfig
+
+
+CHANNEL_MIXERS: dict[str, type[Mixer]] = {"mlp": Mlp, "glu": Glu, "geglu": Geglu}
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a batch item loses a whole branch with probability `rate`.
+
+    Shapes: (b, l, d) or packed (1, tokens, d). Raises nothing.
+    Source: Huang et al. 2016, Deep networks with stochastic depth.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tokens, ctx: Context) -> Tokens:
+        """Drop and rescale, shape of x. Raises nothing."""
+        if self.rate == 0 or not self.training:
+            return x
+        items = x.shape[0] if ctx.rows is None else ctx.rows.shape[0]
+        keep = (torch.rand(items, 1, 1, device=x.device) >= self.rate).to(x.dtype) / (1 - self.rate)
+        return x * (keep if ctx.rows is None else keep[ctx.rows.item].transpose(0, 1))
+
+
+class Residual(nn.Module):
+    """A mixer, its norms and its dropout on a residual stream, (b, l, d) to (b, l, d).
+
+    Raises:
+        ValueError: norm or placement is unknown.
+    """
+
+    def __init__(
+        self,
+        mixer: Mixer,
+        *,
+        norm: str = "rms",
+        placement: Placement = "pre",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        check_choice("Residual", "placement", placement, get_args(Placement))
+        make = resolve(norm, NORMS, "norm")
+        self.placement = placement
+        self.norm = make(mixer.d_model)
+        self.mixer = mixer
+        self.norm_out = make(mixer.d_model) if placement == "sandwich" else None
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
+        """Add the branch to the stream.
+
+        Args:
+            x: The stream, shape (b, l, d) or packed, float32 or float64.
+            state: The mixer's.
+            ctx: Goes to the mixer.
+        Returns:
+            The stream, shape and dtype of x; and the mixer's new state.
+        Raises:
+            Unsupported: The mixer cannot do what ctx asks.
+        """
+        inside = x.to(self.norm.weight.dtype) if self.placement == "post" else self.norm(x)
+        y, state = self.mixer.mix(inside, state, ctx)
+        if self.norm_out is not None:
+            y = self.norm_out(y)
+        x = x + self.drop_path(self.dropout(y), ctx).to(x.dtype)
+        return (self.norm(x).to(x.dtype) if self.placement == "post" else x), state

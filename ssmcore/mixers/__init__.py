@@ -1,0 +1,70 @@
+"""Every mixer by name. A new mixer is one file here and one line in MIXERS.
+
+create_mixer("mamba", 64, d_state=8)
+build_mixer({"name": "mamba", "d_state": 8}, 64)         the same, from plain data
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from ..blocks import CHANNEL_MIXERS
+from ..mixer import Mixer, config_of
+from ..registry import resolve
+from .mamba import Mamba
+
+MIXERS: dict[str, type[Mixer]] = {
+    "mamba": Mamba,
+}
+
+MixerSpec: TypeAlias = str | Mapping[str, Any] | Callable[[int], Mixer]
+"""A registered name; a dict with that name under "name" and options beside it; or a function of d_model."""
+
+
+def registered_mixers() -> dict[str, type[Mixer]]:
+    """Everything that a name can stand for: sequence mixers and channel mixers. No shapes, raises nothing."""
+    return {**MIXERS, **CHANNEL_MIXERS}
+
+
+def list_mixers() -> list[str]:
+    """The names of the sequence mixers, sorted. No shapes, raises nothing."""
+    return sorted(MIXERS)
+
+
+def create_mixer(name: str, d_model: int, **options: Any) -> Mixer:
+    """Build a mixer by its name.
+
+    Args:
+        name: See `list_mixers`; channel mixers (mlp, glu, geglu) are built too.
+        d_model: Channels of the tokens, d in (b, l, d).
+        **options: Fields of the mixer's Config.
+    Returns:
+        The mixer, initialised.
+    Raises:
+        ValueError: No such mixer or option (with near misses), or a value it does not take.
+    """
+    kind = resolve(name, registered_mixers(), "mixer")
+    return kind(d_model, config_of(kind, options))
+
+
+def build_mixer(spec: MixerSpec, d_model: int) -> Mixer:
+    """Build a mixer from a specification that may come from a file.
+
+    Args:
+        spec: A name; a dict of "name" and options; or a function of d_model that returns a mixer.
+        d_model: Channels of the tokens, d in (b, l, d).
+    Returns:
+        The mixer, initialised.
+    Raises:
+        ValueError: As `create_mixer`; or the dict has no "name", or the function returned something else.
+    """
+    if isinstance(spec, str):
+        return create_mixer(spec, d_model)
+    if isinstance(spec, Mapping):
+        if "name" not in spec:
+            raise ValueError(f"build_mixer: {dict(spec)} has no 'name'")
+        options = {str(key): value for key, value in spec.items() if key != "name"}
+        return create_mixer(spec["name"], d_model, **options)
+    mixer = spec(d_model)
+    if not isinstance(mixer, Mixer) or mixer.d_model != d_model:
+        raise ValueError(f"build_mixer: {spec} made {mixer!r:.80}, expected a Mixer of d_model={d_model}")
+    return mixer
