@@ -6,6 +6,8 @@ The long-term-forecasting protocol of the literature: validation and test parts 
 every window whose targets lie in a part counts, and the scaler sees the train rows only.
 """
 
+import itertools
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,19 +143,19 @@ def make_split(table: Table, spec: str, context_length: int | None, prediction_l
     if spec == "auto":
         spec = "12/4/4" if _is_ett(table) else "70/10/20"
     borders = _borders(table, spec)
-    parts = dict(zip(("train", "validation", "test"), zip(borders, borders[1:], strict=False), strict=True))
+    parts = dict(zip(("train", "validation", "test"), itertools.pairwise(borders), strict=True))
     need = {
         "train": (context_length or 1) + prediction_length,
         "validation": prediction_length,
         "test": prediction_length,
     }
     for part, (start, end) in parts.items():
-        if end - start < need[part] or start >= len(table.dates):
+        if end - start < need[part]:
             context = f" and --context-length {context_length}" if part == "train" and context_length else ""
             raise DataError(
                 f"{table.source}: {len(table.dates)} rows are too few: with --split {spec} the {part} part has "
-                f"{max(0, min(end, len(table.dates)) - start)} rows, and --prediction-length {prediction_length}{context} "
-                f"needs {need[part]}; give more rows, a shorter horizon or another --split"
+                f"{end - start} rows, and --prediction-length {prediction_length}{context} needs {need[part]}; "
+                "give more rows, a shorter horizon or another --split"
             )
     return Split(**parts, name=spec)
 
@@ -176,17 +178,21 @@ def _line(row: int) -> int:
 def _read_frame(source: str) -> pd.DataFrame:
     if not Path(source).is_file():
         raise DataError(f"{source or '--data'}: there is no such file; give a CSV file with --data")
+    options = {"dtype": str, "skip_blank_lines": False, "keep_default_na": False, "encoding": "utf-8-sig"}
     try:
-        frame = pd.read_csv(source, dtype=str, skip_blank_lines=False, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(source, index_col=False, **options)
     except pd.errors.EmptyDataError:
-        raise DataError(
-            f"{source}: the file is empty; it needs a header line and one line for each time step"
-        ) from None
-    except pd.errors.ParserError as error:
-        detail = str(error).rsplit("C error:", 1)[-1].strip()
+        raise DataError(f"{source}: the file is empty; it needs a header and one line for each time step") from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        detail = str(error).rsplit("C error:", 1)[-1].strip().rstrip(".")
         raise DataError(f"{source}: not a table ({detail}); give every line as many commas as the header") from None
     except (UnicodeDecodeError, OSError, EOFError) as error:
         raise DataError(f"{source}: cannot be read as text ({error}); save it as a CSV file in UTF-8") from None
+    for mark in (";", "\t"):
+        if len(frame.columns) == 1 and mark in str(frame.columns[0]):
+            raise DataError(f"{source}, line 1: the cells are separated by {mark!r}; separate them by commas")
     frame.columns = [str(name).strip() for name in frame.columns]
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):

@@ -57,9 +57,8 @@ def infer_frequency(dates: pd.DatetimeIndex, source: str, line: Callable[[int], 
             raise DataError(
                 f"{source}, line {line(row)}: the date {dates[row]} is there twice; keep one row for each date"
             )
-        raise DataError(
-            f"{source}, line {line(row)}: {dates[row]} comes after {dates[row - 1]}; sort the rows by date, oldest first"
-        )
+        where = f"{source}, line {line(row)}"
+        raise DataError(f"{where}: {dates[row]} comes after {dates[row - 1]}; sort the rows by date, oldest first")
     sizes, counts = np.unique(steps, return_counts=True)
     if len(sizes) == 1:
         return _fixed(int(sizes[0]))

@@ -55,6 +55,13 @@ class _Parser(ArgumentParser):
             message = f"unknown option {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; see --help")
         message = " ".join(message.split())
         message = re.sub(r'Parser key "([\w.]+)":', lambda m: f"--{m.group(1).replace('_', '-')}:", message)
+        choice = re.match(
+            r"(--\S+) Does not validate against any .* Subtypes: \[(.*)\] Errors: .* value: (.*)$", message
+        )
+        if choice:
+            wanted = re.sub(r"<class '(\w+)'>", r"\1", choice.group(2)).replace("NoneType", "null")
+            message = f"{choice.group(1)} expected one of {wanted}. Got value: {choice.group(3)}"
+        message = message.replace("Expected a typing.Literal", "expected one of ").replace("typing.Literal", "")
         message = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", message)
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,218 @@
+"""The engine: a resumed run equals an uninterrupted one bit for bit, NaN stops, parameters are grouped."""
+
+import csv
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+pl = pytest.importorskip("lightning.pytorch")
+
+from ssmcore.engine import (  # noqa: E402
+    EpochSampler,
+    Interrupted,
+    NonFiniteError,
+    RunSettings,
+    cosine_schedule,
+    fit,
+    load_weights,
+    make_loader,
+    make_optimizer,
+    parameter_groups,
+)
+
+
+class ToyTask(pl.LightningModule):
+    """Dropout and shuffling: everything that a careless resume would repeat differently."""
+
+    def __init__(self, steps: int, stop_at: int | None = None, poison_at: int | None = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 1))
+        self.steps, self.stop_at, self.poison_at = steps, stop_at, poison_at
+        self.seen: list[float] = []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.seen.append(float(x[0, 0]))
+        if self.global_step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.global_step == self.poison_at:
+            with torch.no_grad():
+                self.model[3].bias.fill_(float("nan"))
+        return (self.model(x) - y).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("val_loss", (self.model(x) - y).square().mean(), batch_size=len(x))
+
+    def configure_optimizers(self):
+        optimizer = make_optimizer(self.model, 1e-2, 1e-2)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": cosine_schedule(optimizer, self.steps), "interval": "step"},
+        }
+
+
+def run(folder, stop_at=None, poison_at=None, *, epochs=3, workers=0, **settings):
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    data = TensorDataset(x, x.sum(1, keepdim=True))
+    train = make_loader(data, 8, seed=5, num_workers=workers)
+    task = ToyTask(epochs * len(train), stop_at, poison_at)
+    folder.mkdir(exist_ok=True)
+    options = RunSettings(epochs=epochs, seed=5, monitor="val_loss", accelerator="cpu", note={"a": 1}, **settings)
+    outcome = fit(task, train, make_loader(data, 50, seed=0, shuffle=False), options, folder)
+    return task, outcome
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    task, outcome = run(folder)
+    return folder, task, outcome
+
+
+# 7 batches an epoch: the first one, inside, the last of an epoch, the first of the next, the very last but one.
+@pytest.mark.parametrize("stop_at", [0, 3, 6, 7, 10, 19])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, whole, stop_at):
+    folder, task, outcome = whole
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_at)
+    resumed, again = run(tmp_path)
+    for (name, a), b in zip(task.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert resumed.seen == task.seen[stop_at + 1 :]
+    assert again == outcome
+    assert rows(tmp_path) == rows(folder)
+    for name in ("best.safetensors", "last.safetensors"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_resume_with_workers_equals_uninterrupted(tmp_path, whole):
+    with pytest.raises(Interrupted):
+        run(tmp_path, 10, workers=1)
+    resumed, _ = run(tmp_path, workers=1)
+    assert resumed.seen == whole[1].seen[11:]
+    assert all(torch.equal(a, b) for a, b in zip(whole[1].model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def test_a_killed_run_goes_on_from_the_last_periodic_save(tmp_path, whole):
+    with pytest.raises(NonFiniteError):  # any crash; the state of two batches after the epoch's start is on disk
+        run(tmp_path, poison_at=10, save_every=2)
+    resumed, _ = run(tmp_path, save_every=2)
+    assert resumed.seen == whole[1].seen[9:]
+    assert all(torch.equal(a, b) for a, b in zip(whole[1].model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def test_finished_run_returns_at_once_and_more_epochs_go_on(tmp_path, whole):
+    _, outcome = run(tmp_path, epochs=2)
+    task, again = run(tmp_path, epochs=2)
+    assert again == outcome
+    assert task.seen == []
+    task, more = run(tmp_path, epochs=3)
+    assert len(task.seen) == 7
+    assert more.epochs == 3
+
+
+def test_run_folder_and_weights(whole):
+    folder, task, outcome = whole
+    tensors, note = load_weights(folder / "last.safetensors")
+    assert note == {"a": 1}
+    assert all(torch.equal(tensors[name], value) for name, value in task.model.state_dict().items())
+    assert len(rows(folder)) == 3
+    assert min(float(row["val_loss"]) for row in rows(folder)) == pytest.approx(outcome.best_score)
+    assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_patience_ends_the_run(tmp_path):
+    x = torch.zeros(8, 4)
+    data = TensorDataset(x, x[:, :1])
+    task = ToyTask(10)
+    for p in task.parameters():
+        p.requires_grad_(False).zero_()
+    task.model[3].bias.requires_grad_(True)
+    options = RunSettings(epochs=9, seed=0, monitor="val_loss", patience=2, accelerator="cpu")
+    outcome = fit(task, make_loader(data, 8, seed=0), make_loader(data, 8, seed=0, shuffle=False), options, tmp_path)
+    assert (outcome.epochs, outcome.best_epoch) == (3, 0)
+
+
+def test_nan_names_the_tensor_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 10: parameter model.3.bias holds NaN"):
+        run(tmp_path, poison_at=10)
+    tensors, _ = load_weights(tmp_path / "last.safetensors")
+    assert all(value.isfinite().all() for value in tensors.values())
+
+
+def test_nan_in_an_output_is_found(tmp_path):
+    data = TensorDataset(torch.full((8, 4), float("nan")), torch.zeros(8, 1))
+    options = RunSettings(epochs=1, seed=0, monitor="val_loss", accelerator="cpu")
+    with pytest.raises(NonFiniteError, match=r"output of model.0 \(and batch 0"):
+        fit(ToyTask(10), make_loader(data, 8, seed=0), None, options, tmp_path)
+
+
+def test_sampler_order_depends_on_seed_and_epoch_only():
+    a, b = EpochSampler(10, 3), EpochSampler(10, 3)
+    list(a)
+    a.set_epoch(4)
+    b.set_epoch(4)
+    assert list(a) == list(b)
+    assert sorted(a) == list(range(10))
+    assert a.order(4) != a.order(5)
+    assert EpochSampler(10, 4).order(4) != a.order(4)
+
+
+def test_loader_refuses_nonsense():
+    with pytest.raises(ValueError, match="0 items in batches of 4"):
+        make_loader(TensorDataset(torch.zeros(0, 1)), 4, seed=0)
+
+
+class Spec:
+    def __init__(self, decay, lr_scale):
+        self.decay, self.lr_scale = decay, lr_scale
+
+
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(3, 3))
+        self.proj = nn.Linear(3, 3)
+
+    def param_spec(self):
+        return {"A_log": Spec(False, 0.1), "proj.weight": Spec(True, 1.0), "proj.bias": Spec(False, 1.0)}
+
+
+def test_groups_partition_the_parameters():
+    model = nn.ModuleDict({"a": Mixer(), "b": nn.Sequential(Mixer(), nn.LayerNorm(3)), "c": nn.Linear(3, 2)})
+    model["c"].bias.requires_grad_(False)
+    groups = parameter_groups(model, 1e-3, 0.1)
+    names = [name for group in groups for name in group["names"]]
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    kind = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert kind["a.A_log"] == kind["b.0.A_log"] == (pytest.approx(1e-4), 0.0)
+    assert kind["a.proj.weight"] == kind["c.weight"] == (1e-3, 0.1)
+    assert kind["b.1.weight"] == kind["a.proj.bias"] == (1e-3, 0.0)
+
+
+def test_groups_name_an_unknown_parameter():
+    class Wrong(nn.Linear):
+        def param_spec(self):
+            return {"wieght": Spec(True, 1.0)}
+
+    with pytest.raises(ValueError, match="names 'wieght'"):
+        parameter_groups(nn.Sequential(Wrong(2, 2)), 1e-3, 0.1)
+
+
+def test_load_weights_refuses_other_files(tmp_path):
+    (tmp_path / "x.safetensors").write_text("no")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        load_weights(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="there is no file"):
+        load_weights(tmp_path / "y.safetensors")

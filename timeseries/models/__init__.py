@@ -1,0 +1,22 @@
+"""Forecasters. A model knows tensors in standard units; dates, files and scalers stay outside."""
+
+from importlib import import_module
+
+_HOME = {
+    "LinearSSM": "linear_ssm",
+    "default_poles": "linear_ssm",
+    "fit_linear_ssm": "ridge",
+    "RidgeReport": "ridge",
+    "PatchForecaster": "patch_forecaster",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'timeseries.models' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

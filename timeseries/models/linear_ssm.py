@@ -1,0 +1,260 @@
+"""LinearSSM: a diagonal linear state-space model with fixed poles and a read-out fitted in closed form.
+
+    z[t] = p z[t-1] + (1 - |p|) x[t]                        one complex state for each pole p, from x[first] on
+    f[t] = Re, Im of (z[t] - (response of z to a constant) x[t])
+    y[t+1 .. t+H] = x[t] + W (f[t] - mean) / scale + b      W shared by all series; W = b = 0 is the naive forecast
+
+A pole p = exp(-1/tau + i w) remembers for about tau steps and resonates at w radians a step. A finite context of L
+values replaces z[t] by z[t] - p**L z[t-L], which is the same sum cut after L terms, so nothing older is used.
+
+A missing value (NaN) is a skipped measurement: it adds nothing to z nor to the response that is subtracted, and the
+feature is divided by the share of |p|-weighted memory that was observed; x[t] is then the last value seen.
+
+    b  series (batch)      t  time steps      n  poles      f  features (2 n)      h  prediction_length
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+CHUNK = 64
+
+
+def default_poles(
+    periods: Sequence[int],
+    context_length: int | None,
+    *,
+    time_constants: Sequence[float] | None = None,
+    harmonics: Sequence[int] = (12, 3),
+) -> tuple[Tensor, Tensor]:
+    """Memories from two steps to thirty seasons, each at frequency zero and at the harmonics of every season.
+
+    Args:
+        periods: Seasonal periods in steps, shortest first.
+        context_length: Values a forecast may use, or None; longer memories and periods make no sense there.
+        time_constants: Memories in steps, instead of the default ones.
+        harmonics: How many harmonics of each period, as far as the period has them.
+    Returns:
+        Time constants in steps and angular frequencies in radians a step, both float64, shape (n,).
+    Raises:
+        ValueError: A time constant is not positive.
+    """
+    limit = context_length or math.inf
+    periods = [period for period in periods if period <= limit] or [min(periods[0], limit)]
+    if time_constants is None:
+        season = max(periods[0], 2)
+        short = [2.0 * 3**k for k in range(32) if 2 * 3**k <= season / 2]
+        time_constants = [*short, *(float(season * k) for k in (1, 3, 7, 14, 30))]
+    if min(time_constants) <= 0:
+        raise ValueError(f"default_poles: time_constants must be positive, got {min(time_constants)}")
+    memories = sorted({min(float(tau), float(limit)) for tau in time_constants})
+    angles = [0.0]
+    for period, count in zip(periods, harmonics, strict=False):
+        angles += [2 * math.pi * k / period for k in range(1, min(count, period // 2) + 1)]
+    angles = sorted(set(angles))
+    grid = [(tau, angle) for tau in memories for angle in angles]
+    tau, angle = torch.tensor(grid, dtype=torch.float64).unbind(-1)
+    return tau, angle
+
+
+class LinearSSM(nn.Module):
+    """Forecast every series from its own past with one shared linear read-out. float64 throughout.
+
+    Args:
+        prediction_length: Steps to forecast, h.
+        time_constants: Memory of each pole in steps, shape (n,).
+        angles: Frequency of each pole in radians a step, shape (n,).
+        context_length: Values a forecast may use; None for all since the first.
+    """
+
+    def __init__(
+        self, prediction_length: int, time_constants: Tensor, angles: Tensor, context_length: int | None = None
+    ):
+        super().__init__()
+        self.prediction_length = prediction_length
+        self.context_length = context_length
+        features = 2 * len(time_constants)
+        self.register_buffer("time_constants", time_constants.double())
+        self.register_buffer("angles", angles.double())
+        self.register_buffer("feature_mean", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("feature_scale", torch.ones(features, dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros(features, prediction_length, dtype=torch.float64))
+        self.register_buffer("bias", torch.zeros(prediction_length, dtype=torch.float64))
+
+    @property
+    def poles(self) -> Tensor:
+        """complex128, shape (n,), inside the unit circle."""
+        return torch.polar(torch.exp(-1 / self.time_constants), self.angles)
+
+    @property
+    def decay(self) -> Tensor:
+        """|p|, float64, shape (n,)."""
+        return torch.exp(-1 / self.time_constants)
+
+    # -- a whole series at once -------------------------------------------------------------------------------------
+
+    def features(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features after every time step, by the recurrence.
+
+        Args:
+            values: Series from their first value on, NaN where missing, shape (b, t).
+        Returns:
+            Features, shape (b, t, f); the last value seen, shape (b, t), 0 before the first; whether any was seen
+            (within the context), bool, shape (b, t).
+        """
+        values = values.to(self.bias)
+        observed = ~values.isnan()
+        clean = torch.where(observed, values, 0.0)
+        last, seen = last_observed(values, self.context_length)
+        ones = torch.ones_like(values[:1])
+        if observed.all():
+            response, correction = self._windowed(ones, self.poles), None
+        else:
+            response = self._windowed(observed.to(values), self.poles)
+            full, weight = self._windowed(ones, self.decay), self._windowed(observed.to(values), self.decay)
+            correction = torch.where(weight > 1e-12, full / weight.clamp_min(1e-12), 0.0)
+        deviation = self._windowed(clean, self.poles) - response * last[..., None]
+        return self._as_features(deviation, correction), last, seen
+
+    def forecast_series(self, values: Tensor, origins: Tensor) -> Tensor:
+        """Forecasts from many origins of the same series.
+
+        Args:
+            values: Series from their first value on, NaN where missing, shape (b, t).
+            origins: Index of the last value that each forecast may see, int64, shape (o,).
+        Returns:
+            float64, shape (b, o, h).
+        """
+        features, last, _ = self.features(values)
+        return self.read_out(features[:, origins], last[:, origins])
+
+    def forward(self, past: Tensor) -> Tensor:
+        """Forecast what follows each past.
+
+        Args:
+            past: Values up to now, NaN where missing, shape (b, t); only the last `context_length` are used.
+        Returns:
+            float64, shape (b, h).
+        """
+        past = past.to(self.bias)
+        if self.context_length:
+            past = past[:, -self.context_length :]
+        observed = ~past.isnan()
+        last, _ = last_observed(past, None)
+        # One matrix product with the impulse response of every pole: nothing is kept but the last step.
+        age = torch.arange(past.shape[-1] - 1, -1, -1, device=past.device, dtype=past.dtype)
+        envelope = (1 - self.decay) * self.decay ** age[:, None]
+        kernel = torch.polar(envelope, self.angles * age[:, None])
+        moved = torch.where(observed, past - last[:, -1:], 0.0)
+        correction = None
+        if not observed.all():
+            weight = observed.to(past) @ envelope
+            correction = torch.where(weight > 1e-12, envelope.sum(0) / weight.clamp_min(1e-12), 0.0)
+        deviation = torch.complex(moved @ kernel.real, moved @ kernel.imag)
+        return self.read_out(self._as_features(deviation, correction), last[:, -1])
+
+    def read_out(self, features: Tensor, last: Tensor) -> Tensor:
+        """Features to forecasts: shapes (..., f) and (...) to (..., h)."""
+        return last[..., None] + ((features - self.feature_mean) / self.feature_scale) @ self.weight + self.bias
+
+    # -- one value at a time ----------------------------------------------------------------------------------------
+
+    def init_state(self, batch: int) -> State:
+        """The state before any value, for `batch` series; tensors are batch-first."""
+        options = {"device": self.bias.device, "dtype": torch.float64}
+        if self.context_length:
+            return {"window": torch.full((batch, self.context_length), math.nan, **options)}
+        n = len(self.angles)
+        zeros = torch.zeros(batch, n, device=self.bias.device, dtype=torch.complex128)
+        real = torch.zeros(batch, n, **options)
+        return {"hidden": zeros, "response": zeros, "weight": real, "full": real, "last": real[:, 0]}
+
+    def step(self, value: Tensor, state: State) -> State:
+        """Take in one new value of every series; the cost does not depend on how many came before.
+
+        Args:
+            value: The new values, NaN where missing, shape (b,).
+            state: From `init_state` or `step`; not changed.
+        Returns:
+            The new state.
+        """
+        value = value.to(self.bias)
+        if self.context_length:
+            return {"window": torch.cat([state["window"][:, 1:], value[:, None]], dim=1)}
+        observed = ~value.isnan()
+        gain, seen = 1 - self.decay, observed.to(value)[:, None]
+        return {
+            "hidden": self.poles * state["hidden"] + gain * torch.where(observed, value, 0.0)[:, None],
+            "response": self.poles * state["response"] + gain * seen,
+            "weight": self.decay * state["weight"] + gain * seen,
+            "full": self.decay * state["full"] + gain,
+            "last": torch.where(observed, value, state["last"]),
+        }
+
+    def forecast(self, state: State) -> Tensor:
+        """What the state expects next, float64, shape (b, h)."""
+        if self.context_length:
+            return self(state["window"])
+        deviation = state["hidden"] - state["response"] * state["last"][:, None]
+        weight = state["weight"]
+        correction = torch.where(weight > 1e-12, state["full"] / weight.clamp_min(1e-12), 0.0)
+        return self.read_out(self._as_features(deviation, correction), state["last"])
+
+    # -- inner ------------------------------------------------------------------------------------------------------
+
+    def _windowed(self, drive: Tensor, poles: Tensor) -> Tensor:
+        states = filter_bank(drive, poles) * (1 - self.decay)
+        length = self.context_length
+        if length and length < drive.shape[1]:
+            states[:, length:] -= poles**length * states[:, :-length].clone()
+        return states
+
+    @staticmethod
+    def _as_features(deviation: Tensor, correction: Tensor | None) -> Tensor:
+        if correction is not None:
+            deviation = deviation * correction
+        return torch.cat([deviation.real, deviation.imag], dim=-1)
+
+
+def filter_bank(drive: Tensor, poles: Tensor) -> Tensor:
+    """z[t] = p z[t-1] + x[t] for every pole, in chunks: a matrix product inside, a short loop across.
+
+    Args:
+        drive: x, float64, shape (b, t).
+        poles: p, complex128 or float64, |p| < 1, shape (n,).
+    Returns:
+        dtype of `poles`, shape (b, t, n).
+    """
+    b, t = drive.shape
+    steps = torch.arange(CHUNK, device=drive.device)
+    lag = steps[:, None] - steps  # (i, j): how long ago x[j] was at z[i]
+    powers = poles ** torch.arange(CHUNK + 1, device=drive.device)[:, None]
+    kernel = torch.where((lag >= 0)[..., None], powers[lag.clamp_min(0)], 0)  # (i, j, n)
+    kernel = kernel.transpose(0, 1).reshape(CHUNK, -1)
+    chunks = nn.functional.pad(drive, (0, -t % CHUNK)).view(-1, CHUNK)
+    if kernel.is_complex():
+        inner = torch.complex(chunks @ kernel.real, chunks @ kernel.imag)
+    else:
+        inner = chunks @ kernel
+    inner = inner.view(b, -1, CHUNK, len(poles))
+    for k in range(1, inner.shape[1]):
+        inner[:, k] += powers[1:] * inner[:, k - 1, -1:]
+    return inner.reshape(b, -1, len(poles))[:, :t]
+
+
+def last_observed(values: Tensor, context_length: int | None) -> tuple[Tensor, Tensor]:
+    """The latest value that is no NaN, at every step.
+
+    Args:
+        values: Shape (b, t).
+        context_length: Forget a value after so many steps; None never.
+    Returns:
+        The value, 0 where there is none, shape (b, t); whether there is one, bool, shape (b, t).
+    """
+    steps = torch.arange(values.shape[-1], device=values.device)
+    where = torch.where(values.isnan(), -1, steps).cummax(-1).values
+    seen = where >= 0 if context_length is None else (where >= 0) & (where > steps - context_length)
+    return torch.where(seen, values.gather(-1, where.clamp_min(0)).nan_to_num(), 0.0), seen
