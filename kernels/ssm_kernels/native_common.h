@@ -39,11 +39,26 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef whole ivec __attribute__((vector_size(VECTOR_BYTES)));
 
 INLINE vec splat(real s) { return s - (vec){0}; }
-INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 INLINE vec vabs(vec x) { return (vec)((ivec)x & (ivec)(~(ivec)splat((real)-0.0))); }
-/* A NaN in x stays a NaN. */
-INLINE vec at_least(vec x, real low) { return choose(x < splat(low), splat(low), x); }
+#if defined(__AVX512F__) && !defined(SSM_DOUBLE)
+/* GCC builds poor code for these three from the generic form: masks live in registers of their own here. */
+#include <immintrin.h>
+INLINE vec choose(ivec mask, vec yes, vec no) {
+    return (vec)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)mask), (__m512)no, (__m512)yes);
+}
+INLINE vec at_least(vec x, real low) { return (vec)_mm512_max_ps((__m512)splat(low), (__m512)x); }
+INLINE vec at_most(vec x, real high) { return (vec)_mm512_min_ps((__m512)splat(high), (__m512)x); }
+/* 1/x for normal x, by one Newton step: a division costs as much as 16 multiplications. */
+INLINE vec reciprocal(vec x) {
+    vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return r * (2 - x * r);
+}
+#else
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec at_least(vec x, real low) { return choose(x < splat(low), splat(low), x); } /* a NaN stays a NaN */
 INLINE vec at_most(vec x, real high) { return choose(x > splat(high), splat(high), x); }
+INLINE vec reciprocal(vec x) { return 1 / x; }
+#endif
 
 /* Rows of channels: full vectors are read in place, the last ones lane by lane, the missing lanes as zeros. */
 INLINE vec load(const real *p, int lanes) {
@@ -106,14 +121,17 @@ INLINE vec log1p_unit(vec e) {
     return p * e;
 #endif
 }
-INLINE vec sigmoid(vec v) {
-    vec e = exp_any(-vabs(v));
-    return choose(v < (vec){0}, e, splat(1)) / (1 + e);
+/* exp(-|v|) */
+INLINE vec exp_minus_abs(vec v) {
+    return exp2_small(at_least(vabs(v) * (real)-1.4426950408889634, -EXP2_LIMIT));
 }
+/* exp(v)/(1 + exp(v)) from e = exp(-|v|) */
+INLINE vec sigmoid_from(vec v, vec e) { return choose(v < (vec){0}, e, splat(1)) * reciprocal(1 + e); }
+INLINE vec sigmoid(vec v) { return sigmoid_from(v, exp_minus_abs(v)); }
 /* log(1 + exp(v)); *slope gets its derivative, the sigmoid of v. */
 INLINE vec softplus(vec v, vec *slope) {
-    vec e = exp_any(-vabs(v));
-    *slope = choose(v < (vec){0}, e, splat(1)) / (1 + e);
+    vec e = exp_minus_abs(v);
+    *slope = sigmoid_from(v, e);
     return at_least(v, 0) + log1p_unit(e);
 }
 

@@ -12,7 +12,7 @@
 #include "../native_common.h"
 
 #ifndef CHUNK
-#define CHUNK 32
+#define CHUNK (VECTOR_BYTES == 64 ? 16 : 32) /* so that backward's partial sums fit the first-level cache */
 #endif
 #ifndef WIDE
 #define WIDE (VECTOR_BYTES == 16 ? 4 : 2)
@@ -65,6 +65,8 @@ INLINE num pick(ivec m, num a, num b) { return num_of(choose(m, a.re, b.re), cho
 INLINE num spread(const real *p) { return num_of(splat(p[0]), splat(p[1])); }
 INLINE num get(const vec *p, int w) { return num_of(p[w], p[WIDE + w]); }
 INLINE void put(vec *p, int w, num a) { p[w] = a.re, p[WIDE + w] = a.im; }
+INLINE num get_sum(const vec *p) { return num_of(p[0], p[1]); }
+INLINE void put_sum(vec *p, num a) { p[0] = a.re, p[1] = a.im; }
 INLINE num real_num(vec re) { return num_of(re, (vec){0}); }
 INLINE num decay_any(vec dt, num A) {
     vec s, c, size = exp_any(dt * A.re);
@@ -85,6 +87,8 @@ INLINE num pick(ivec m, num a, num b) { return num_of(choose(m, a.re, b.re)); }
 INLINE num spread(const real *p) { return num_of(splat(p[0])); }
 INLINE num get(const vec *p, int w) { return num_of(p[w]); }
 INLINE void put(vec *p, int w, num a) { p[w] = a.re; }
+INLINE num get_sum(const vec *p) { return num_of(p[0]); }
+INLINE void put_sum(vec *p, num a) { p[0] = a.re; }
 INLINE num real_num(vec re) { return num_of(re); }
 INLINE num decay_any(vec dt, num A) { return num_of(exp_any(dt * A.re)); }
 INLINE num decay_small(vec dt, num A2) { return num_of(exp2_small(dt * A2.re)); } /* A2 = A log2(e) */
@@ -144,12 +148,17 @@ INLINE step_rule coefficients(int64_t rule, vec dt, num A, int derivatives) {
     return s;
 }
 
+#ifndef MANY
+#define MANY 2
+#endif
+#define FOR_MANY _Pragma("GCC unroll 8") for (int m = 0; m < many; ++m)
+
 /* ---- a tile: TILE channels by CHUNK steps, in scan order ---- */
 typedef struct {
     vec dt[CHUNK][WIDE], u[CHUNK][WIDE], y[CHUNK][WIDE];
     /* backward only */
     vec x[CHUNK][WIDE], slope[CHUNK][WIDE], gate[CHUNK][WIDE], gy[CHUNK][WIDE], s1[CHUNK][WIDE], s2[CHUNK][WIDE];
-    vec a[CHUNK][PLANES * WIDE], h[CHUNK + 1][PLANES * WIDE];
+    vec a[CHUNK][MANY][PLANES * WIDE], h[CHUNK + 1][MANY][PLANES * WIDE];
 } tile;
 
 typedef struct {
@@ -196,6 +205,43 @@ static real largest_decay(const problem *p, const place *q) {
     return lane_max(m) * (real)1.4426950408889634;
 }
 
+/* A, ready for the decay of this path. */
+INLINE num rate(const vec *A_n, int w, int fast) {
+    return fast ? scale(splat((real)1.4426950408889634), get(A_n, w)) : get(A_n, w);
+}
+/* B or C of state n: constant per channel, or one number for all channels of the group. */
+INLINE num projection(const real *base, int64_t constant, const real *row, const problem *p, const place *q, int64_t n,
+                      int m, int w, int fast) {
+    return !fast && constant ? get(packed(base, p, q, n), w) : spread(row + m * PLANES);
+}
+/* One step of the recurrence; *decay gets a. */
+INLINE num advance(const problem *p, vec dt, vec u, num A, num h, num B, int fast, num *decay) {
+    num a, input;
+    if (fast) {
+        a = decay_small(dt, A), input = scale(u, B);
+    } else {
+        step_rule s = coefficients(p->rule, dt, A, 0);
+        a = s.a, input = scale(u, mul(s.w, B));
+    }
+    if (decay) *decay = a;
+    return add(mul(a, h), input);
+}
+
+/* Rows are far apart, so the hardware does not see the next tile's inputs and this tile's outputs coming. */
+INLINE void prefetch_next(const real *row) { FOR_WIDE __builtin_prefetch(row + TILE + w * LANES); }
+INLINE void prefetch_write(const real *row) { FOR_WIDE __builtin_prefetch(row + w * LANES, 1); }
+INLINE void prefetch_rows(const problem *p, const place *q, int i, int backward) {
+    prefetch_next(at(p->x, p->x_batch, p->x_step, q, i)), prefetch_next(at(p->dt, p->dt_batch, p->dt_step, q, i));
+    if (p->z) prefetch_next(at(p->z, p->z_batch, p->z_step, q, i));
+    if (!backward) {
+        prefetch_write(at(p->y, p->y_batch, p->y_step, q, i));
+        return;
+    }
+    prefetch_next(at(p->dy, p->dy_batch, p->dy_step, q, i));
+    prefetch_write(at(p->dx, p->y_batch, p->y_step, q, i)), prefetch_write(at(p->ddt, p->y_batch, p->y_step, q, i));
+    if (p->z) prefetch_write(at(p->dz, p->y_batch, p->y_step, q, i));
+}
+
 /* Reads the tile's inputs; returns the largest |dt|. */
 INLINE real read_inputs(const problem *p, const place *q, tile *t, int fast, int backward) {
     vec bias[WIDE], skip[WIDE], most = {0};
@@ -212,37 +258,31 @@ INLINE real read_inputs(const problem *p, const place *q, tile *t, int fast, int
             most = choose(size <= most, most, size); /* a NaN becomes the largest */
             if (backward) t->x[i][w] = x, t->slope[i][w] = slope, t->s1[i][w] = t->s2[i][w] = (vec){0};
         }
-        __builtin_prefetch(x_row + TILE), __builtin_prefetch(dt_row + TILE);
+        prefetch_rows(p, q, i, backward);
     }
     return lane_max(most);
 }
 
 /* ---- forward ---- */
-INLINE void scan_forward(const problem *p, const place *q, tile *t, vec *state, int fast) {
+/* States n .. n + many - 1 are scanned together, so that they share the loads of dt, u and y. */
+INLINE void scan_forward(const problem *p, const place *q, tile *t, vec *state, int64_t n, int many, int fast) {
     const int64_t b_step = q->sign * p->B_step, c_step = q->sign * p->C_step;
-    for (int64_t n = 0; n < p->n; ++n) {
-        const vec *A_n = packed(p->A, p, q, n);
-        const real *b = b_row(p, q, n), *c = c_row(p, q, n);
-        vec *kept = state + n * PLANES * WIDE;
-        num A[WIDE], h[WIDE];
-        FOR_WIDE A[w] = fast ? scale(splat((real)1.4426950408889634), get(A_n, w)) : get(A_n, w);
-        FOR_WIDE h[w] = get(kept, w);
-        for (int i = 0; i < q->steps; ++i) {
-            FOR_WIDE {
-                num B = !fast && p->constant_B ? get(packed(p->B, p, q, n), w) : spread(b);
-                num C = !fast && p->constant_C ? get(packed(p->C, p, q, n), w) : spread(c);
-                if (fast) {
-                    h[w] = add(mul(decay_small(t->dt[i][w], A[w]), h[w]), scale(t->u[i][w], B));
-                } else {
-                    step_rule s = coefficients(p->rule, t->dt[i][w], A[w], 0);
-                    h[w] = add(mul(s.a, h[w]), scale(t->u[i][w], mul(s.w, B)));
-                }
-                t->y[i][w] += re_of_product(C, h[w]);
+    const real *b = b_row(p, q, n), *c = c_row(p, q, n);
+    num A[MANY][WIDE], h[MANY][WIDE];
+    FOR_MANY FOR_WIDE A[m][w] = rate(packed(p->A, p, q, n + m), w, fast), h[m][w] = get(state + m * PLANES * WIDE, w);
+    for (int i = 0; i < q->steps; ++i) {
+        FOR_WIDE {
+            const vec dt = t->dt[i][w], u = t->u[i][w];
+            vec y = t->y[i][w];
+            FOR_MANY {
+                h[m][w] = advance(p, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast), fast, NULL);
+                y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast), h[m][w]);
             }
-            b += b_step, c += c_step;
+            t->y[i][w] = y;
         }
-        FOR_WIDE put(kept, w, h[w]);
+        b += b_step, c += c_step;
     }
+    FOR_MANY FOR_WIDE put(state + m * PLANES * WIDE, w, h[m][w]);
 }
 
 static void write_output(const problem *p, const place *q, const tile *t) {
@@ -294,8 +334,12 @@ static void forward_task(void *argument, int64_t index) {
                 vec *state = states + (k - s.first_tile) * size;
                 int fast = is_plain(p);
                 if (fast) fast = read_inputs(p, &q, t, 1, 0) * limits[k - s.first_tile] < EXP2_LIMIT;
-                if (fast) scan_forward(p, &q, t, state, 1);
-                else read_inputs(p, &q, t, 0, 0), scan_forward(p, &q, t, state, 0);
+                if (!fast) read_inputs(p, &q, t, 0, 0);
+                for (int64_t n = 0; n < p->n; n += MANY, state += MANY * PLANES * WIDE) {
+                    if (n + MANY > p->n) scan_forward(p, &q, t, state, n, 1, fast);
+                    else if (fast) scan_forward(p, &q, t, state, n, MANY, 1);
+                    else scan_forward(p, &q, t, state, n, MANY, 0);
+                }
                 write_output(p, &q, t);
             }
         }
@@ -305,85 +349,89 @@ static void forward_task(void *argument, int64_t index) {
 }
 
 /* ---- backward ---- */
+#define SUM_STRIDE (CHUNK + 1) /* odd: a power of two would put every nth row on the same cache sets */
 typedef struct {
-    vec (*B)[PLANES], (*C)[PLANES]; /* [CHUNK * n] lane-wise partial sums of dB and dC */
+    vec (*B)[PLANES], (*C)[PLANES]; /* [n][SUM_STRIDE] lane-wise partial sums of dB and dC */
 } partial;
 
-INLINE void scan_again(const problem *p, const place *q, tile *t, const vec *boundary, int64_t n, int fast) {
-    const vec *A_n = packed(p->A, p, q, n);
+INLINE void scan_again(const problem *p, const place *q, tile *t, const vec *boundary, int64_t n, int many, int fast) {
+    const int64_t b_step = q->sign * p->B_step, c_step = q->sign * p->C_step;
     const real *b = b_row(p, q, n), *c = c_row(p, q, n);
-    num A[WIDE], h[WIDE];
-    FOR_WIDE A[w] = fast ? scale(splat((real)1.4426950408889634), get(A_n, w)) : get(A_n, w);
-    FOR_WIDE h[w] = get(boundary, w), put(t->h[0], w, h[w]);
+    num A[MANY][WIDE], h[MANY][WIDE], a;
+    FOR_MANY FOR_WIDE {
+        A[m][w] = rate(packed(p->A, p, q, n + m), w, fast), h[m][w] = get(boundary + m * PLANES * WIDE, w);
+        put(t->h[0][m], w, h[m][w]);
+    }
     for (int i = 0; i < q->steps; ++i) {
         FOR_WIDE {
-            num B = !fast && p->constant_B ? get(packed(p->B, p, q, n), w) : spread(b);
-            if (fast) {
-                num a = decay_small(t->dt[i][w], A[w]);
-                put(t->a[i], w, a);
-                h[w] = add(mul(a, h[w]), scale(t->u[i][w], B));
-            } else {
-                step_rule s = coefficients(p->rule, t->dt[i][w], A[w], 0);
-                h[w] = add(mul(s.a, h[w]), scale(t->u[i][w], mul(s.w, B)));
+            const vec dt = t->dt[i][w], u = t->u[i][w];
+            vec y = {0};
+            FOR_MANY {
+                h[m][w] = advance(p, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast), fast, &a);
+                put(t->a[i][m], w, a), put(t->h[i + 1][m], w, h[m][w]);
+                if (p->z) y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast), h[m][w]);
             }
-            put(t->h[i + 1], w, h[w]);
-            if (p->z) {
-                num C = !fast && p->constant_C ? get(packed(p->C, p, q, n), w) : spread(c);
-                t->y[i][w] += re_of_product(C, h[w]);
-            }
+            if (p->z) t->y[i][w] += y;
         }
-        b += q->sign * p->B_step, c += q->sign * p->C_step;
+        b += b_step, c += c_step;
     }
 }
 
+/* The adjoint recurrence. g = dLoss/dh[t]; carry brings a[t+1] g[t+1] in and takes a[0] g[0] out. */
 INLINE void scan_back(const problem *p, const place *q, tile *t, vec *carry, vec *dA, vec *dB, vec *dC, partial sums,
-                      int64_t n, int fast) {
-    const vec *A_n = packed(p->A, p, q, n);
-    const int64_t b_step = q->sign * p->B_step, c_step = q->sign * p->C_step;
+                      int64_t n, int many, int fast) {
+    const int64_t b_step = q->sign * p->B_step, c_step = q->sign * p->C_step, stride = PLANES * WIDE;
     const real *b = b_row(p, q, n) + (q->steps - 1) * b_step, *c = c_row(p, q, n) + (q->steps - 1) * c_step;
-    num A[WIDE], g[WIDE], gA[WIDE], gB[WIDE], gC[WIDE];
-    FOR_WIDE A[w] = get(A_n, w), g[w] = get(carry, w), gA[w] = get(dA, w);
-    FOR_WIDE gB[w] = gC[w] = real_num((vec){0});
+    num A[MANY][WIDE], g[MANY][WIDE], gA[MANY][WIDE], gB[MANY][WIDE], gC[MANY][WIDE], after[MANY][WIDE];
+    FOR_MANY FOR_WIDE {
+        A[m][w] = get(packed(p->A, p, q, n + m), w);
+        g[m][w] = get(carry + m * stride, w), gA[m][w] = get(dA + m * stride, w);
+        gB[m][w] = gC[m][w] = real_num((vec){0});
+        after[m][w] = get(t->h[q->steps][m], w);
+    }
     for (int i = q->steps - 1; i >= 0; --i) {
-        num to_B = real_num((vec){0}), to_C = real_num((vec){0});
+        num to_B[MANY], to_C[MANY];
+        FOR_MANY to_B[m] = get_sum(sums.B[(n + m) * SUM_STRIDE + i]), to_C[m] = get_sum(sums.C[(n + m) * SUM_STRIDE + i]);
         FOR_WIDE {
-            num B = !fast && p->constant_B ? get(packed(p->B, p, q, n), w) : spread(b);
-            num C = !fast && p->constant_C ? get(packed(p->C, p, q, n), w) : spread(c);
-            vec gy = t->gy[i][w], u = t->u[i][w];
-            num before = get(t->h[i], w);
-            g[w] = add(g[w], scale(gy, conj_of(C)));
-            num dC_now = scale(gy, conj_of(get(t->h[i + 1], w))), dB_now;
-            if (fast) {
-                dB_now = scale(u, g[w]);
-                t->s1[i][w] += re_of_product(g[w], conj_of(B));
-                g[w] = mul(g[w], conj_of(get(t->a[i], w)));
-                num to_log = mul(g[w], conj_of(before));
-                t->s2[i][w] += re_of_product(to_log, conj_of(A[w]));
-                gA[w] = add(gA[w], scale(t->dt[i][w], to_log));
-            } else {
-                step_rule s = coefficients(p->rule, t->dt[i][w], A[w], 1);
-                num to_a = mul(g[w], conj_of(before)), to_w = scale(u, mul(g[w], conj_of(B)));
-                dB_now = scale(u, mul(g[w], conj_of(s.w)));
-                t->s1[i][w] += re_of_product(g[w], conj_of(mul(s.w, B)));
-                t->s2[i][w] += re_of_product(to_a, conj_of(s.a_dt)) + re_of_product(to_w, conj_of(s.w_dt));
-                gA[w] = add(gA[w], add(mul(to_a, conj_of(s.a_A)), mul(to_w, conj_of(s.w_A))));
-                g[w] = mul(g[w], conj_of(s.a));
+            const vec gy = t->gy[i][w], u = t->u[i][w], dt = t->dt[i][w];
+            vec s1 = t->s1[i][w], s2 = t->s2[i][w];
+            FOR_MANY {
+                num B = projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast);
+                num C = projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast);
+                num before = get(t->h[i][m], w), now = add(g[m][w], scale(gy, conj_of(C))), dB_now;
+                if (fast) {
+                    dB_now = scale(u, now);
+                    s1 += re_of_product(now, conj_of(B));
+                    g[m][w] = mul(now, conj_of(get(t->a[i][m], w)));
+                    num to_log = mul(g[m][w], conj_of(before));
+                    s2 += re_of_product(to_log, conj_of(A[m][w]));
+                    gA[m][w] = add(gA[m][w], scale(dt, to_log));
+                } else {
+                    step_rule s = coefficients(p->rule, dt, A[m][w], 1);
+                    num to_a = mul(now, conj_of(before)), to_w = scale(u, mul(now, conj_of(B)));
+                    dB_now = scale(u, mul(now, conj_of(s.w)));
+                    s1 += re_of_product(now, conj_of(mul(s.w, B)));
+                    s2 += re_of_product(to_a, conj_of(s.a_dt)) + re_of_product(to_w, conj_of(s.w_dt));
+                    gA[m][w] = add(gA[m][w], add(mul(to_a, conj_of(s.a_A)), mul(to_w, conj_of(s.w_A))));
+                    g[m][w] = mul(now, conj_of(s.a));
+                }
+                if (!fast && p->constant_B) gB[m][w] = add(gB[m][w], dB_now);
+                else to_B[m] = add(to_B[m], dB_now);
+                num dC_now = scale(gy, conj_of(after[m][w]));
+                if (!fast && p->constant_C) gC[m][w] = add(gC[m][w], dC_now);
+                else to_C[m] = add(to_C[m], dC_now);
+                after[m][w] = before;
             }
-            if (!fast && p->constant_B) gB[w] = add(gB[w], dB_now);
-            else to_B = add(to_B, dB_now);
-            if (!fast && p->constant_C) gC[w] = add(gC[w], dC_now);
-            else to_C = add(to_C, dC_now);
+            t->s1[i][w] = s1, t->s2[i][w] = s2;
         }
-        vec *sum_B = sums.B[i * p->n + n], *sum_C = sums.C[i * p->n + n];
-        sum_B[0] += to_B.re, sum_C[0] += to_C.re;
-#ifdef SSM_COMPLEX
-        sum_B[1] += to_B.im, sum_C[1] += to_C.im;
-#endif
+        FOR_MANY put_sum(sums.B[(n + m) * SUM_STRIDE + i], to_B[m]), put_sum(sums.C[(n + m) * SUM_STRIDE + i], to_C[m]);
         b -= b_step, c -= c_step;
     }
-    FOR_WIDE put(carry, w, g[w]), put(dA, w, gA[w]);
-    if (!fast && p->constant_B) FOR_WIDE put(dB, w, add(get(dB, w), gB[w]));
-    if (!fast && p->constant_C) FOR_WIDE put(dC, w, add(get(dC, w), gC[w]));
+    FOR_MANY FOR_WIDE {
+        put(carry + m * stride, w, g[m][w]), put(dA + m * stride, w, gA[m][w]);
+        if (!fast && p->constant_B) put(dB + m * stride, w, add(get(dB + m * stride, w), gB[m][w]));
+        if (!fast && p->constant_C) put(dC + m * stride, w, add(get(dC + m * stride, w), gC[m][w]));
+    }
 }
 
 static void read_gradient(const problem *p, const place *q, tile *t) {
@@ -405,20 +453,19 @@ static void write_gradients(const problem *p, const place *q, tile *t, vec *dD, 
     vec skip[WIDE];
     FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, q->lanes[w]) : (vec){0};
     for (int i = 0; i < q->steps; ++i) {
-        const int64_t offset = at(p->y, p->y_batch, p->y_step, q, i) - p->y;
         FOR_WIDE {
             const int lanes = q->lanes[w];
             vec x = t->x[i][w], gy = t->gy[i][w] / READOUT, s1 = t->s1[i][w];
             vec dx = skip[w] * gy + (fast ? t->dt[i][w] * s1 : s1);
             vec ddt = (fast ? x * s1 + t->s2[i][w] : t->s2[i][w]) * t->slope[i][w];
-            store(p->dx + offset + w * LANES, dx, lanes);
-            store(p->ddt + offset + w * LANES, ddt, lanes);
+            store((real *)at(p->dx, p->y_batch, p->y_step, q, i) + w * LANES, dx, lanes);
+            store((real *)at(p->ddt, p->y_batch, p->y_step, q, i) + w * LANES, ddt, lanes);
             dD[w] += gy * x, dbias[w] += ddt;
             if (p->z) {
                 vec z = load(at(p->z, p->z_batch, p->z_step, q, i) + w * LANES, lanes), gate = t->gate[i][w];
                 vec dy = load(at(p->dy, p->dy_batch, p->dy_step, q, i) + w * LANES, lanes);
                 vec dz = dy * READOUT * t->y[i][w] * gate * (1 + z * (1 - gate));
-                store(p->dz + offset + w * LANES, dz, lanes);
+                store((real *)at(p->dz, p->y_batch, p->y_step, q, i) + w * LANES, dz, lanes);
             }
         }
     }
@@ -432,8 +479,9 @@ static void write_gradients(const problem *p, const place *q, tile *t, vec *dD, 
 #endif
 INLINE vec fold_lanes(vec *v) {
     ivec lane;
+#pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i) lane[i] = i;
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int half = LANES / 2; half > 0; half /= 2) {
         ivec upper = (lane & half) != 0;
 #pragma GCC unroll 8
@@ -451,13 +499,22 @@ static void flush_sums(const problem *p, const place *q, int64_t block, vec (*su
     for (int i = 0; i < q->steps; ++i) {
         const int64_t step = (block * p->batch + q->batch) * p->length + q->first + q->sign * i;
         real *target = out + (step * p->groups + q->group) * values;
-        vec *from = sums[i * p->n];
         for (int64_t k = 0; k < values; k += LANES) {
             vec v[LANES];
             const int count = (int)(values - k < LANES ? values - k : LANES);
-            for (int j = 0; j < LANES; ++j) v[j] = j < count ? from[k + j] : (vec){0};
-            for (int j = 0; j < count; ++j) from[k + j] = (vec){0};
-            store(target + k, load(target + k, count) + fold_lanes(v), count);
+            if (count == LANES) {
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; ++j) {
+                    vec *from = &sums[(k + j) / PLANES * SUM_STRIDE + i][(k + j) % PLANES];
+                    v[j] = *from, *from = (vec){0};
+                }
+                store(target + k, load(target + k, LANES) + fold_lanes(v), LANES);
+            } else {
+                for (int j = 0; j < count; ++j) {
+                    vec *from = &sums[(k + j) / PLANES * SUM_STRIDE + i][(k + j) % PLANES];
+                    target[k + j] += lane_sum(*from), *from = (vec){0};
+                }
+            }
         }
     }
 }
@@ -466,7 +523,7 @@ static void backward_task(void *argument, int64_t index) {
     const problem *p = argument;
     share s = share_of(p, index);
     const int64_t size = p->n * PLANES * WIDE, mine = s.end_tile - s.first_tile, a_group = tiles_a_group(p);
-    const size_t bytes = (size_t)(mine * size) * sizeof(vec), sum_bytes = (size_t)(CHUNK * p->n * PLANES) * sizeof(vec);
+    const size_t bytes = (size_t)(mine * size) * sizeof(vec), sum_bytes = (size_t)(SUM_STRIDE * p->n * PLANES) * sizeof(vec);
     vec *carries = aligned(bytes), *dD = aligned((size_t)(mine * WIDE) * sizeof(vec)), *dbias = aligned((size_t)(mine * WIDE) * sizeof(vec));
     real *limits = aligned((size_t)mine * sizeof(real));
     tile *t = aligned(sizeof(tile));
@@ -491,17 +548,19 @@ static void backward_task(void *argument, int64_t index) {
                 if (fast) fast = read_inputs(p, &q, t, 1, 1) * limits[local] < EXP2_LIMIT;
                 if (!fast) read_inputs(p, &q, t, 0, 1);
                 read_gradient(p, &q, t);
-                for (int64_t n = 0; n < p->n; ++n) {
-                    const vec *boundary = (const vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + k) * size + n * PLANES * WIDE;
-                    const int64_t slot = k * size + n * PLANES * WIDE;
-                    vec *carry = carries + local * size + n * PLANES * WIDE;
-                    vec *dB_n = dB ? dB + slot : NULL, *dC_n = dC ? dC + slot : NULL;
-                    if (fast) {
-                        scan_again(p, &q, t, boundary, n, 1);
-                        scan_back(p, &q, t, carry, dA + slot, dB_n, dC_n, sums, n, 1);
+                const vec *boundary = (const vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + k) * size;
+                for (int64_t n = 0; n < p->n; n += MANY) {
+                    const int64_t at_n = n * PLANES * WIDE, slot = k * size + at_n;
+                    vec *carry = carries + local * size + at_n, *dB_n = dB ? dB + slot : NULL, *dC_n = dC ? dC + slot : NULL;
+                    if (n + MANY > p->n) {
+                        scan_again(p, &q, t, boundary + at_n, n, 1, fast);
+                        scan_back(p, &q, t, carry, dA + slot, dB_n, dC_n, sums, n, 1, fast);
+                    } else if (fast) {
+                        scan_again(p, &q, t, boundary + at_n, n, MANY, 1);
+                        scan_back(p, &q, t, carry, dA + slot, dB_n, dC_n, sums, n, MANY, 1);
                     } else {
-                        scan_again(p, &q, t, boundary, n, 0);
-                        scan_back(p, &q, t, carry, dA + slot, dB_n, dC_n, sums, n, 0);
+                        scan_again(p, &q, t, boundary + at_n, n, MANY, 0);
+                        scan_back(p, &q, t, carry, dA + slot, dB_n, dC_n, sums, n, MANY, 0);
                     }
                 }
                 write_gradients(p, &q, t, dD + local * WIDE, dbias + local * WIDE, fast);

@@ -141,7 +141,9 @@ def _groups(B: Tensor, C: Tensor) -> int:
 
 
 @register("selective_scan")
-def _forward(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save):
+def _forward(
+    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save
+):
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
     the_rows = _rows(x, cu_seqlens, lengths)
     if backend == "native":

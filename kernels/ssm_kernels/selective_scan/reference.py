@@ -71,7 +71,7 @@ def selective_scan(
         h = a * h + w * B_t * x_t[..., None]
         y_t = (C_t * h).sum(-1)
         outputs.append(2 * y_t.real if y_t.is_complex() else y_t)
-    y = torch.stack(outputs, 1) if outputs else x.new_zeros(b, 0, d)
+    y = torch.stack(outputs, 1) if outputs else x.clone()
     if D is not None:
         y = y + D * x
     if z is not None:
