@@ -308,7 +308,7 @@ def spring_step_response(m: float, c: float, k: float, t: Float[Tensor, "*t"]) -
 
 
 def _is_lyapunov_function(P: np.ndarray, M: np.ndarray, time: Time) -> bool:
-    """Whether P > 0 and the energy xᴴ P x falls along every motion of A = Mᴴ; it need not solve the equation exactly."""
+    """Whether P > 0 and the energy xᴴ P x falls along every motion of A = Mᴴ; the equation may be off."""
     if not np.isfinite(P).all() or np.linalg.eigvalsh(P)[0] <= 0:
         return False
     fall = M @ P + P @ M.conj().T if time == "continuous" else M @ P @ M.conj().T - P

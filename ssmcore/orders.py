@@ -9,8 +9,9 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from .array_types import Order
+from .array_types import Int, Order
 from .registry import resolve
 
 
@@ -205,14 +206,14 @@ def inverse(order: Order) -> Order:
     return back
 
 
-def _grid(op: str, h: int, w: int) -> Order:
+def _grid(op: str, h: int, w: int) -> Int[Tensor, "i j"]:
     """The flat index of each token, shape (h, w)."""
     if h < 1 or w < 1:
         raise ValueError(f"{op}: h={h}, w={w}, expected a grid of at least 1 x 1")
     return torch.arange(h * w).view(h, w)
 
 
-def _boustrophedon(index: Order) -> Order:
+def _boustrophedon(index: Int[Tensor, "i j"]) -> Order:
     """Rows of a table, every second one turned round, in one line."""
     index = index.clone()
     index[1::2] = index[1::2].flip(1)

@@ -76,9 +76,9 @@ def test_spring_closed_forms_obey_the_equation_of_motion(spring):
 
 def test_spring_is_smooth_through_critical_damping():
     t = torch.linspace(0, 10, 30, dtype=F64)
-    at = spring_free_response(1, 4, 4, t, 1.0, 1.0)
+    at = spring_free_response(1.0, 4.0, 4.0, t, 1.0, 1.0)
     for nearby in (4 - 1e-9, 4 + 1e-9):
-        torch.testing.assert_close(spring_free_response(1, nearby, 4, t, 1.0, 1.0), at, rtol=0, atol=1e-8)
+        torch.testing.assert_close(spring_free_response(1.0, nearby, 4.0, t, 1.0, 1.0), at, rtol=0, atol=1e-8)
     # Strongly overdamped: no overflow, and the slow mode decays at k / c.
     slow = spring_free_response(1.0, 1e4, 1.0, torch.tensor([1e4], dtype=F64))
     assert slow.item() == pytest.approx(math.exp(-1), rel=1e-6)

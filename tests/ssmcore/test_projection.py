@@ -70,16 +70,16 @@ def test_reconstruction_levels_on_a_sine():
 
 @pytest.mark.parametrize("measure", ["legt", "fout"])
 def test_window_forgets_what_has_left_it_and_rebuilds_the_rest(measure):
-    l = 400
+    l, window = 400, 400.0
     t = torch.arange(5 * l, dtype=F64)
     f = torch.sin(4 * math.pi * t / l + 0.3)
-    c = project_window(f, 16, l, measure)
+    c = project_window(f, 16, window, measure)
     assert _error(c[-1], f[-l:], measure) < 1e-3
     # Another past that has left the window a window ago matters little.
     other = torch.cat([torch.randn(3 * l, dtype=F64), f[3 * l :]])
-    assert (project_window(other, 16, l, measure)[-1] - c[-1]).norm() < 5e-2 * c[-1].norm()
+    assert (project_window(other, 16, window, measure)[-1] - c[-1]).norm() < 5e-2 * c[-1].norm()
     # A rule of second order is as good on a smooth signal, read half a sample later.
-    assert _error(project_window(f, 16, l, measure, "bilinear")[-1], f[-l:], measure) < 1e-2
+    assert _error(project_window(f, 16, window, measure, "bilinear")[-1], f[-l:], measure) < 1e-2
 
 
 @pytest.mark.parametrize("measure", ["legs", "legt", "fout"])
@@ -103,7 +103,7 @@ def test_basis_faces_the_right_way():
     # A pulse in the newest fifth of the window shows there, for both windows.
     pulse = (torch.arange(500) >= 480).double()
     for measure in ("legt", "fout"):
-        rebuilt = reconstruct(project_window(pulse, 16, 100, measure)[-1], torch.tensor([0.3, 0.9]).double(), measure)
+        rebuilt = reconstruct(project_window(pulse, 16, 100.0, measure)[-1], torch.tensor([0.3, 0.9]).double(), measure)
         assert rebuilt[0].abs() < 0.2 < 0.8 < rebuilt[1]
 
 
