@@ -26,6 +26,7 @@ __all__ = [
     "at_least_float32",
     "causal_conv1d",
     "damped_modes",
+    "fft_conv",
     "linear_recurrence",
     "selective_scan",
 ]
@@ -154,6 +155,13 @@ def at_least_float32(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     if x.is_complex():
         raise TypeError("at_least_float32: x is complex")
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def fft_conv(x, kernel):
+    """Stands in until the operator lands."""
+    n = x.shape[1] + kernel.shape[0]
+    f = torch.fft.rfft(at_least_float32(x), n, dim=1) * torch.fft.rfft(kernel, n, dim=0)
+    return torch.fft.irfft(f, n, dim=1)[:, : x.shape[1]].to(x.dtype)
 
 
 def damped_modes(weights: Complex[Tensor, "d n"], u: Complex[Tensor, "d n"], length: int) -> Complex[Tensor, "l d"]:

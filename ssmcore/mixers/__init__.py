@@ -10,19 +10,33 @@ from typing import Any, TypeAlias
 from ..blocks import CHANNEL_MIXERS
 from ..mixer import Mixer, config_of
 from ..registry import resolve
+from ..wrappers import Bidirectional, ScanOrder
+from .attention import Attention
+from .gru import Gru
+from .lru import Lru
+from .lstm import Lstm
 from .mamba import Mamba
+from .s4d import S4D
+from .s5 import S5
 
 MIXERS: dict[str, type[Mixer]] = {
+    "attention": Attention,
+    "gru": Gru,
+    "lru": Lru,
+    "lstm": Lstm,
     "mamba": Mamba,
+    "s4d": S4D,
+    "s5": S5,
 }
+WRAPPERS: dict[str, type[Mixer]] = {"bidirectional": Bidirectional, "scan_order": ScanOrder}
 
 MixerSpec: TypeAlias = str | Mapping[str, Any] | Callable[[int], Mixer]
 """A registered name; a dict with that name under "name" and options beside it; or a function of d_model."""
 
 
 def registered_mixers() -> dict[str, type[Mixer]]:
-    """Everything that a name can stand for: sequence mixers and channel mixers. No shapes, raises nothing."""
-    return {**MIXERS, **CHANNEL_MIXERS}
+    """All that a name can stand for: sequence mixers, channel mixers and wrappers. No shapes, raises nothing."""
+    return {**MIXERS, **CHANNEL_MIXERS, **WRAPPERS}
 
 
 def list_mixers() -> list[str]:
@@ -34,7 +48,7 @@ def create_mixer(name: str, d_model: int, **options: Any) -> Mixer:
     """Build a mixer by its name.
 
     Args:
-        name: See `list_mixers`; channel mixers (mlp, glu, geglu) are built too.
+        name: See `list_mixers`; channel mixers (mlp, glu, geglu) and wrappers are built too.
         d_model: Channels of the tokens, d in (b, l, d).
         **options: Fields of the mixer's Config.
     Returns:

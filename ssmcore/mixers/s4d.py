@@ -1,0 +1,133 @@
+"""S4D: one diagonal linear time-invariant system a channel, then a gated linear map of the channels.
+
+    core     h' = A h + x,  y = 2 Re(C . h) + D x, sampled with step dt
+    kernel   K[t] = 2 Re sum_n C_n w_n a_n^t,  a, w = discretize(A, dt);   y = K * x
+    out      glu(out_proj gelu(y))
+
+The core is one map with two algorithms: an FFT convolution where a whole sequence comes alone, the recurrence where it
+comes with a state, resets, padding or steps of its own. Code to paper: A = Λ, dt = Δ; B is 1, absorbed in C.
+Source: Gu et al. 2022, On the parameterization and initialization of diagonal state space models (S4D), sec. 3-4.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..array_types import Float, Inexact, Tokens
+from ..discretization import Rule, discretize_diagonal
+from ..functional import at_least_float32, damped_modes, fft_conv, selective_scan
+from ..hippo import s4d_poles
+from ..mixer import Context, Mixer, ParamSpec
+from ..state import State
+from .mamba import log_uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class S4DConfig:
+    """Options of S4D."""
+
+    d_state: int = 64
+    """State size of a channel, counted in real numbers: a complex pole of a conjugate pair counts two."""
+    init: Literal["lin", "inv", "legs", "real"] = "lin"
+    """The initial poles."""
+    dt_min: float = 1e-3
+    """Smallest initial step."""
+    dt_max: float = 0.1
+    """Largest initial step."""
+    rule: Rule = "zoh"
+    """Discretisation."""
+    lr_scale: float = 0.1
+    """Factor on the learning rate of the poles and steps, which do not decay."""
+
+
+class S4D(Mixer):
+    """The S4D layer, (b, l, d) to (b, l, d). State: ssm (b, d, n), complex unless the poles are real.
+
+    Raises:
+        ValueError: d_state is odd where poles come in pairs, or the init is unknown.
+    """
+
+    Config = S4DConfig
+    examples = ({"d_state": 8}, {"d_state": 4, "init": "real", "rule": "bilinear"}, {"d_state": 6, "init": "inv"})
+    lti = True
+    takes_dt = True
+
+    def __init__(self, d_model: int, config: S4DConfig | None = None):
+        super().__init__(d_model, config)
+        c: S4DConfig = self.config
+        A = s4d_poles(c.init, c.d_state).expand(d_model, -1)
+        self.complex_pairs = A.is_complex()
+        n = A.shape[1]
+        self.log_dt = nn.Parameter(log_uniform(d_model, c.dt_min, c.dt_max).log())
+        self.A_log = nn.Parameter((-A.real).log().float())
+        if self.complex_pairs:
+            self.A_imag = nn.Parameter(A.imag.float().clone())
+        # Re and Im of a complex normal number of variance 1 stand side by side: a cast of the module reaches them.
+        self.C = nn.Parameter(torch.randn(d_model, n, 2) * 0.5**0.5 if self.complex_pairs else torch.randn(d_model, n))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self.out_proj = nn.Linear(d_model, 2 * d_model)
+
+    def param_spec(self) -> dict[str, ParamSpec]:
+        """Poles and steps learn slowly and do not decay. No shapes, raises nothing."""
+        names = ("log_dt", "A_log", *(("A_imag",) if self.complex_pairs else ()))
+        return {name: ParamSpec(decay=False, lr_scale=self.config.lr_scale) for name in names}
+
+    def init_state(self, batch: int, *, device=None, dtype=None) -> State:
+        """Zeros: ssm (b, d, n). Raises nothing."""
+        shape = self.A_log.shape
+        return {"ssm": self._zeros(batch, *shape, device=device, dtype=dtype, complex_pairs=self.complex_pairs)}
+
+    def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
+        """Core and output map on x, (b, l, d) or packed; see Mixer.mix. Raises nothing of its own."""
+        y, state = self.core(x, state, ctx)
+        return F.glu(self.out_proj(F.gelu(y)), dim=-1), state
+
+    def core(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
+        """The linear map: x and state to y and state, shapes as in `mix`. Raises nothing of its own."""
+        with torch.autocast(x.device.type, enabled=False):
+            if state is None and ctx.rows is None and ctx.dt is None and not ctx.return_state:
+                return fft_conv(x, self.kernel(x.shape[1])), None
+            A, C, dt = self._continuous()
+            dt = dt.expand(x.shape) if ctx.dt is None else dt * ctx.dt.to(dt.dtype)[..., None]
+            y, ssm = selective_scan(
+                x,
+                dt,
+                A,
+                torch.ones_like(A),
+                C,
+                D=at_least_float32(self.D),
+                initial_state=None if state is None else state["ssm"],
+                cu_seqlens=ctx.cu_seqlens,
+                rule=self.config.rule,
+                return_last_state=True,
+            )
+        return y, {"ssm": ssm}
+
+    def kernel(self, length: int) -> Float[Tensor, "l d"]:
+        """The core's answer to a single one at time 0.
+
+        Args:
+            length: Number of steps, l.
+        Returns:
+            The impulse response, skip included, float32, shape (l, d).
+        Raises:
+            ValueError: length < 0.
+        """
+        A, C, dt = self._continuous()
+        dt = dt[:, None]
+        decay, weight = discretize_diagonal(A, torch.ones_like(A), dt, self.config.rule)
+        # Bilinear decays are no exponentials of dt A, and real ones may be negative: their logarithm is complex.
+        u = decay.to(decay.dtype.to_complex()).log() if self.config.rule == "bilinear" else dt * A
+        modes = damped_modes((C * weight).to(u.dtype), u, length)
+        taps = 2 * modes.real if self.complex_pairs else modes.real
+        return torch.cat([taps[:1] + at_least_float32(self.D), taps[1:]]) if length else taps
+
+    def _continuous(self) -> tuple[Inexact[Tensor, "d n"], Inexact[Tensor, "d n"], Float[Tensor, "d"]]:
+        """A, C and dt, in float32 or wider."""
+        A, C = -at_least_float32(self.A_log).exp(), at_least_float32(self.C)
+        if self.complex_pairs:
+            A, C = torch.complex(A, at_least_float32(self.A_imag)), torch.view_as_complex(C.contiguous())
+        return A, C, at_least_float32(self.log_dt).exp()

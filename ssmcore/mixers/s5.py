@@ -1,0 +1,96 @@
+"""S5: one multi-input multi-output diagonal system with HiPPO poles, sampled with a step for each state.
+
+    h[t] = exp(Λ Δ) h[t-1] + (exp(Λ Δ) - 1) / Λ (B x[t]),   y = 2 Re(C h) + D x,   out = g sigmoid(W g), g = gelu(y)
+
+Code to paper: Lambda = Λ, log_step = log Δ, B, C, D as there. Steps of the tokens (`dt`) multiply Δ.
+Source: Smith et al. 2023, Simplified state space layers for sequence modeling, sec. 3 and appendix B.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..array_types import Complex, Inexact, TimeSteps, Tokens
+from ..discretization import discretize_diagonal
+from ..functional import at_least_float32
+from ..hippo import legs_dplr
+from ..mixer import ParamSpec
+from .dense_lti import DenseLti, complex_of
+from .mamba import log_uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class S5Config:
+    """Options of S5."""
+
+    d_state: int = 64
+    """Size of the whole state, counted in real numbers: 64 are 32 complex states."""
+    blocks: int = 1
+    """HiPPO systems that make up the initial poles; their sizes, d_state / blocks, must be even."""
+    dt_min: float = 1e-3
+    """Smallest initial step."""
+    dt_max: float = 0.1
+    """Largest initial step."""
+    lr_scale: float = 0.25
+    """Factor on the learning rate of poles, steps and B, which do not decay."""
+
+    def __post_init__(self):
+        if self.blocks < 1 or self.d_state < 2 * self.blocks or self.d_state % (2 * self.blocks):
+            raise ValueError(f"S5Config: d_state={self.d_state} in {self.blocks} blocks, expected blocks of even size")
+
+
+class S5(DenseLti):
+    """The S5 layer, (b, l, d) to (b, l, d). State: ssm (b, n), complex. Raises nothing of its own."""
+
+    Config = S5Config
+    examples = ({"d_state": 8}, {"d_state": 12, "blocks": 3})
+    readout = 2.0
+
+    def __init__(self, d_model: int, config: S5Config | None = None):
+        super().__init__(d_model, config)
+        c: S5Config = self.config
+        size = c.d_state // c.blocks
+        self.d_state = n = c.d_state // 2
+        form = legs_dplr(size)
+        V = torch.block_diag(*[form.V] * c.blocks).to(torch.complex64)
+        self.Lambda_log_re = nn.Parameter((-form.Lambda.real).log().float().repeat(c.blocks))
+        self.Lambda_im = nn.Parameter(form.Lambda.imag.float().repeat(c.blocks))
+        self.log_step = nn.Parameter(log_uniform(n, c.dt_min, c.dt_max).log())
+        # Real maps in HiPPO's basis, turned into the poles' basis; Re and Im stand side by side.
+        B = torch.randn(c.d_state, d_model) / d_model**0.5
+        C = torch.randn(d_model, c.d_state) / c.d_state**0.5
+        self.B = nn.Parameter(torch.view_as_real(V.mH @ B.to(V.dtype)).clone())
+        self.C = nn.Parameter(torch.view_as_real(C.to(V.dtype) @ V).clone())
+        self.D = nn.Parameter(torch.randn(d_model))
+        self.gate = nn.Linear(d_model, d_model)
+
+    def param_spec(self) -> dict[str, ParamSpec]:
+        """Poles, steps and B learn slowly and do not decay. No shapes, raises nothing."""
+        slow = ParamSpec(decay=False, lr_scale=self.config.lr_scale)
+        return dict.fromkeys(("Lambda_log_re", "Lambda_im", "log_step", "B"), slow)
+
+    def poles(self) -> Complex[Tensor, "n"]:
+        """Λ, Re < 0, shape (n,). Raises nothing."""
+        return torch.complex(-at_least_float32(self.Lambda_log_re).exp(), at_least_float32(self.Lambda_im))
+
+    def modes(self, dt: TimeSteps | None) -> tuple[Inexact[Tensor, "... n"], Inexact[Tensor, "... n"]]:
+        """Zero-order hold; see DenseLti."""
+        poles, step = self.poles(), at_least_float32(self.log_step).exp()
+        if dt is not None:
+            step = step * dt.to(step.dtype)[..., None]
+        return discretize_diagonal(poles, torch.ones_like(poles), step, "zoh")
+
+    def exponents(self) -> Complex[Tensor, "n"]:
+        """Λ Δ, shape (n,). Raises nothing."""
+        return self.poles() * at_least_float32(self.log_step).exp()
+
+    def maps(self) -> tuple[Complex[Tensor, "n d"], Complex[Tensor, "d n"]]:
+        """B (n, d) and C (d, n). Raises nothing."""
+        return complex_of(self.B), complex_of(self.C)
+
+    def activate(self, y: Tokens) -> Tokens:
+        """g sigmoid(W g) with g = gelu(y), shape (b, l, d). Raises nothing."""
+        g = F.gelu(y)
+        return g * torch.sigmoid(self.gate(g))
