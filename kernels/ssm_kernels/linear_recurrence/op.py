@@ -5,8 +5,6 @@
 b batch (and the input b, as in the literature), l length, d channels, r rows: batch items or packed segments.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
@@ -15,9 +13,9 @@ from .. import backends, rows
 from ..by_rows import bounds_on_device, rows_or_none
 from ..checks import COMPLEX, FLOATS, Shapes, check_devices, check_dtype, compute_dtype
 from ..derivatives import register_differentiable
-from . import reference
+from . import native, reference
 
-PROBES: dict[str, backends.Probe] = {"reference": backends.reference_probe}
+PROBES: dict[str, backends.Probe] = {"native": backends.native_probe, "reference": backends.reference_probe}
 
 
 def linear_recurrence(
@@ -88,8 +86,14 @@ def _reference(a, b, initial_state, cu_seqlens, lengths, reverse, backend):
     return reference.linear_recurrence(a, b, initial_state, the_rows, reverse)
 
 
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-    return _reference(*inputs)
+def _forward(a, b, initial_state, cu_seqlens, lengths, reverse, backend):
+    if backend == "native":
+        return native.forward(a, b, initial_state, _rows(b, cu_seqlens, lengths), reverse)
+    return _reference(a, b, initial_state, cu_seqlens, lengths, reverse, backend)
+
+
+def _rows(b: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
+    return rows.rows_of("linear_recurrence", b.shape[0], b.shape[1], cu_seqlens, lengths)
 
 
 def _fake(a, b, initial_state, cu_seqlens, lengths, reverse, backend):
@@ -98,7 +102,10 @@ def _fake(a, b, initial_state, cu_seqlens, lengths, reverse, backend):
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
-    return None
+    a, b, initial_state, cu_seqlens, lengths, reverse, backend = inputs
+    if backend != "native":
+        return None
+    return native.backward(*cotangents, *saved, a, b, initial_state, _rows(b, cu_seqlens, lengths), reverse)
 
 
 register_differentiable(
