@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Method = Callable[[Tensor], Callable[[Tensor], Tensor]]
+"""Series in standard units, NaN where missing, float64, shape (c, t) -> a function of origins (last rows seen), int64,
+shape (o,), that gives forecasts, shape (c, o, h). A forecast looks at nothing after its origin."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -24,13 +28,11 @@ class Scores:
     """Origins that counted."""
 
 
-def score(
-    forecast: Callable[[Tensor], Tensor], values: Tensor, origins: range, horizon: int, block: int = 256
-) -> Scores:
+def score(method: Method, values: Tensor, origins: range, horizon: int, block: int = 512) -> Scores:
     """Compare forecasts from every origin with what came; missing values do not count.
 
     Args:
-        forecast: Origins, int64, shape (o,) -> forecasts, shape (c, o, h).
+        method: Makes the forecasts; it gets one series after another, so that memory does not grow with their number.
         values: All series in standard units, NaN where missing, shape (c, t).
         origins: Last rows seen.
         horizon: h.
@@ -43,14 +45,15 @@ def score(
     rows = torch.arange(origins.start, origins.stop)
     squared, absolute = torch.zeros(horizon, dtype=torch.float64), torch.zeros(horizon, dtype=torch.float64)
     count = torch.zeros(horizon, dtype=torch.float64)
-    targets = values[:, 1:].unfold(1, horizon, 1)
-    for part in rows.split(block):
-        truth = targets[:, part].double()
-        present = ~truth.isnan()
-        error = torch.where(present, forecast(part).double() - truth, 0.0)
-        squared += error.square().sum((0, 1))
-        absolute += error.abs().sum((0, 1))
-        count += present.sum((0, 1))
+    for series in values.split(1):
+        forecast, targets = method(series), series[:, 1:].unfold(1, horizon, 1)
+        for part in rows.split(block):
+            truth = targets[:, part].double()
+            present = ~truth.isnan()
+            error = torch.where(present, forecast(part).double() - truth, 0.0)
+            squared += error.square().sum((0, 1))
+            absolute += error.abs().sum((0, 1))
+            count += present.sum((0, 1))
     if not count.sum():
         raise ValueError(f"score: rows {origins.start + 1} to {origins.stop + horizon - 1} hold no observed value")
     return Scores(
@@ -69,7 +72,7 @@ def naive(values: Tensor, horizon: int) -> Callable[[Tensor], Tensor]:
         values: All series, NaN where missing, shape (c, t).
         horizon: h.
     Returns:
-        A forecast function for `score`.
+        Forecasts by origin; see Method.
     """
     return seasonal_naive(values, horizon, 1)
 
@@ -82,7 +85,7 @@ def seasonal_naive(values: Tensor, horizon: int, season: int) -> Callable[[Tenso
         horizon: h.
         season: Period in steps.
     Returns:
-        A forecast function for `score`.
+        Forecasts by origin; see Method.
     """
     c, t = values.shape
     phases = torch.nn.functional.pad(values, (0, -t % season), value=float("nan")).view(c, -1, season)

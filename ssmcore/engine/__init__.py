@@ -5,10 +5,10 @@ from importlib import import_module
 _HOME = {
     "RunSettings": "run",
     "fit": "run",
-    "make_run_dir": "run",
+    "make_run_dir": "folder",
     "make_trainer": "run",
-    "Interrupted": "callbacks",
-    "NonFiniteError": "callbacks",
+    "Interrupted": "errors",
+    "NonFiniteError": "errors",
     "EpochSampler": "loader",
     "make_loader": "loader",
     "parameter_groups": "optim",

@@ -17,22 +17,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 from tqdm import tqdm
 
+from .errors import Interrupted, NonFiniteError
+from .folder import BEST_FILE, LAST_FILE, STATE_FILE
 from .loader import _mix, _rank
 from .weights import save_weights
-
-LAST = "last.ckpt"
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; `signum` says by which signal."""
-
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the state is saved")
-        self.signum = signum
-
-
-class NonFiniteError(ArithmeticError):
-    """Training met NaN or infinity; the text names the first bad tensor. The last good checkpoint is kept."""
 
 
 class Reseed(Callback):
@@ -161,7 +149,7 @@ class Checkpoints(Checkpoint):
         score = trainer.callback_metrics.get(self.monitor)
         if score is not None and self._better(float(score)):
             self.best_score, self.best_epoch = float(score), trainer.current_epoch
-            self._export(trainer, "best.safetensors")
+            self._export(trainer, BEST_FILE)
         self._save(trainer)
         if self._stop_wanted(trainer):
             raise Interrupted(self.asked or signal.SIGTERM)
@@ -188,13 +176,13 @@ class Checkpoints(Checkpoint):
         return asked if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(asked, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        part, last = self.run_dir / (LAST + ".part"), self.run_dir / LAST
+        part, last = self.run_dir / (STATE_FILE + ".part"), self.run_dir / STATE_FILE
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             if last.is_dir():  # a sharded checkpoint is a folder
                 shutil.rmtree(last)
             part.replace(last)
-        self._export(trainer, "last.safetensors")
+        self._export(trainer, LAST_FILE)
 
     def _export(self, trainer: pl.Trainer, name: str) -> None:
         tensors = trainer.strategy.lightning_module_state_dict()

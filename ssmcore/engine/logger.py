@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-FILE = "metrics.csv"
+from .folder import METRICS_FILE
 
 
 class MetricsCsv(Logger):
@@ -19,7 +19,7 @@ class MetricsCsv(Logger):
 
     def __init__(self, run_dir: Path):
         super().__init__()
-        self.path = run_dir / FILE
+        self.path = run_dir / METRICS_FILE
         self.rows: dict[int, dict[str, Any]] = {}
         if self.path.is_file():
             with self.path.open(newline="") as file:

@@ -17,12 +17,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from .callbacks import LAST, Checkpoints, EpochLine, NonFiniteGuard, Reseed
-from .cli import CONFIG_FILE, dump
+from .callbacks import Checkpoints, EpochLine, NonFiniteGuard, Reseed
+from .folder import FINISHED_FILE, STATE_FILE
 from .loader import _mix
 from .logger import MetricsCsv
-
-FINISHED = "finished.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,27 +72,6 @@ class _Rewind(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
                 logger.forget_from(trainer.global_step)
-
-
-def make_run_dir(output: str | Path, name: str, config: Any) -> Path:
-    """A new folder output/name, or name-2, name-3 ... if taken, with config.yaml in it.
-
-    Args:
-        output: Parent folder, made if absent.
-        name: What the run is called.
-        config: The config dataclass of the run.
-    Raises:
-        OSError: The folder cannot be made.
-    """
-    parent = Path(output)
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 100_000):
-        run_dir = parent / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            run_dir.mkdir()
-            (run_dir / CONFIG_FILE).write_text(dump(config))
-            return run_dir
-    raise OSError(f"make_run_dir: {parent / name} and its 99,999 successors exist already")
 
 
 def make_trainer(settings: RunSettings, run_dir: Path, callbacks: Sequence[Callback] = ()) -> pl.Trainer:
@@ -152,7 +129,7 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; the state is saved, call again to go on.
         NonFiniteError: NaN or infinity came up.
     """
-    finished = run_dir / FINISHED
+    finished = run_dir / FINISHED_FILE
     if finished.is_file():
         past = json.loads(finished.read_text())
         if past.pop("planned") >= settings.epochs:
@@ -161,7 +138,7 @@ def fit(
     with _quiet():
         pl.seed_everything(_mix(settings.seed, 0) % 2**32, verbose=False)
         trainer = make_trainer(settings, run_dir, callbacks)
-        last = run_dir / LAST
+        last = run_dir / STATE_FILE
         trainer.fit(task, train, validation, ckpt_path=last if last.exists() else None, weights_only=True)
     saved = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
     outcome = Outcome(epochs=trainer.current_epoch, best_score=saved.best_score, best_epoch=saved.best_epoch)

@@ -1,4 +1,4 @@
-"""The closed-form fit of LinearSSM: one pass over the training rows for the Gram matrices, one over the validation rows.
+"""The closed-form fit of LinearSSM: one pass over the training rows for the Gram matrices, one over validation.
 
     minimise  sum over windows |y - x - W (f - mean)/scale - b|^2 + lambda N |W|^2,   b free
 

@@ -1,0 +1,90 @@
+"""python -m timeseries.train --data FILE.csv --prediction-length 96: fit, score beside the naive forecasts, and save.
+
+Heavy imports stand inside the functions, so that --help and a refused file answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from .config import TrainConfig
+from .errors import DataError
+from .recipes import RECIPES
+
+PROG = "python -m timeseries.train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program name; None takes sys.argv.
+    Returns:
+        Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
+    """
+    from ssmcore.engine import cli
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    usage = "--data FILE.csv [--prediction-length 96] [--model linear_ssm|s4d|mamba] [options]"
+    config = cli.parse(TrainConfig, words, prog=PROG, usage=usage, recipes=RECIPES)
+    try:
+        return run(config)
+    except DataError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 2
+
+
+def run(config: TrainConfig) -> int:
+    """Train as configured and print the scores.
+
+    Args:
+        config: What to do.
+    Returns:
+        Exit status, as `main`.
+    Raises:
+        DataError: The data or the options cannot be used.
+    """
+    from .data import make_split, read_csv
+
+    if not config.data:
+        raise DataError("give a CSV file with --data FILE.csv")
+    context_length = resolve_context(config)
+    table = read_csv(config.data, config.columns)
+    split = make_split(table, config.split, context_length, config.prediction_length)
+
+    from ssmcore.engine import Interrupted, NonFiniteError
+
+    from .experiment import Experiment
+
+    experiment = Experiment(config, table, split, context_length)
+    try:
+        experiment.train()
+    except Interrupted as stop:
+        print(f"{stop}; go on with: {PROG} --resume {experiment.run_dir}", file=sys.stderr)
+        return 128 + stop.signum
+    except NonFiniteError as error:
+        print(f"{PROG}: {error} (in {experiment.run_dir})", file=sys.stderr)
+        return 1
+    experiment.report()
+    return 0
+
+
+def resolve_context(config: TrainConfig) -> int | None:
+    """Values a forecast may use; None for all since the first row.
+
+    Args:
+        config: The whole configuration.
+    Raises:
+        DataError: Unlimited memory asked of a model that has none.
+    """
+    length = config.context_length
+    if length is None:
+        return None if config.model == "linear_ssm" else 336
+    if length == "free":
+        if config.model != "linear_ssm":
+            raise DataError(f"--context-length free is for linear_ssm; give a number for --model {config.model}")
+        return None
+    return length
+
+
+if __name__ == "__main__":
+    sys.exit(main())
