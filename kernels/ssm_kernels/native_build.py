@@ -1,8 +1,9 @@
 """Builds an operator's C file on first use, for the very CPU it runs on, and caches the library.
 
-The cache key is a hash of the sources, the compiler's identity, the flags and the CPU model, so a changed file, compiler
-or machine builds anew. The library is written under a temporary name and renamed into place: two processes that build at
-once both succeed, and a half-written file is never loaded. A cached library that does not load is built again.
+The cache key is a hash of the sources, the compiler's identity, the flags and the CPU model, so a changed file,
+compiler or machine builds anew. The library is written under a temporary name and renamed into place: two processes
+that build at once both succeed, and a half-written file is never loaded. A cached library that does not load is built
+again.
 
 Threads: native code runs its tasks through torch's own OpenMP pool (`GOMP_parallel` of the libgomp that torch loaded),
 because a second pool would fight with torch's spinning workers for the cores.
@@ -26,7 +27,15 @@ import torch
 log = logging.getLogger("ssm_kernels")
 
 # No -ffast-math: it would let the compiler cancel the magic-number rounding that exp2 rests on.
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition")
+FLAGS = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-semantic-interposition",
+)
 COMMON = Path(__file__).with_name("native_common.h")
 
 
@@ -90,7 +99,9 @@ def _identity() -> str:
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu += "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+        cpu += "".join(
+            sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+        )
     return version + cpu + platform.platform()
 
 

@@ -5,6 +5,7 @@ are consecutive rows of batch item 0. Every backend loops over rows and needs to
 no state can pass from one row to the next.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -62,11 +63,13 @@ def rows_of(op: str, batch: int, length: int, cu_seqlens: Tensor | None, lengths
     if cu_seqlens is not None:
         bounds = cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != length:
-            raise ValueError(f"{op}: cu_seqlens must start at 0 and end at l={length}, got {bounds[0]} and {bounds[-1]}")
-        for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            raise ValueError(
+                f"{op}: cu_seqlens must start at 0 and end at l={length}, got {bounds[0]} and {bounds[-1]}"
+            )
+        for i, (a, b) in enumerate(pairwise(bounds)):
             if b < a:
                 raise ValueError(f"{op}: cu_seqlens must not fall, got {a} then {b} at entry {i + 1}")
-        return [Row(0, a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [Row(0, a, b - a) for a, b in pairwise(bounds)]
     if lengths is not None:
         valid = lengths.tolist()
         for i, n in enumerate(valid):

@@ -1,5 +1,7 @@
 """The selective scan on every backend that this machine has, against the float64 reference."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -186,7 +188,7 @@ class TestProperties:
 
         def separate(t):
             ys, states = [], []
-            for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            for i, (a, b) in enumerate(pairwise(bounds)):
                 part = {k: v[:, a:b] if v is not None and k in ("x", "dt", "z", "B", "C") else v for k, v in t.items()}
                 y, state = run({**part, "initial_state": t["initial_state"][i : i + 1]}, backend, reverse=reverse)
                 ys.append(y), states.append(state)
@@ -315,7 +317,7 @@ class TestProperties:
             close(actual[name], expected[name], 1e-12)
 
     def test_opcheck(self, backend):
-        tensors = arguments(rows=2, dtype=torch.float32)
+        tensors = arguments(l=3, rows=2, dtype=torch.float32)
         leaves = [v.requires_grad_() for v in tensors.values()]
         arguments_ = (*leaves, None, None, True, False, "euler", backend)
         torch.library.opcheck(torch.ops.ssm_kernels.selective_scan.default, (*arguments_, True))

@@ -123,7 +123,7 @@ class Call:
         p.y_batch, p.y_step = l * d, d
 
     def _shares(self, tokens: int, rows: int, threads: int) -> tuple[int, int]:
-        """Row groups and channel blocks: enough equal tasks for the threads, as few copies of dA and dB as that allows."""
+        """Row groups and channel blocks: enough tasks for the threads, and few copies of dA and dB."""
         wanted = 1 if threads == 1 else 4 * threads
         row_groups = max(1, min(rows, max(wanted, 8)))
         blocks = min(self.layout.tiles, max(1, -(-min(wanted, 2 * threads) // row_groups)) if threads > 1 else 1)

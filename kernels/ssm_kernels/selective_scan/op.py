@@ -4,10 +4,8 @@
     h[t]       = a[t] h[t-1] + w[t] B[t] x[t]
     y[t]       = (C[t] . h[t] + D x[t]) silu(z[t])
 
-Code to paper (Gu & Dao 2023, Mamba): x = x, dt = Delta, A, B, C, D as there; b batch, l length, d channels, n state size.
+Names as in Gu & Dao 2023, Mamba, with dt for Delta; b batch, l length, d channels, n state size.
 """
-
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -60,26 +58,27 @@ def selective_scan(
     Args:
         x: Input, shape (b, l, d), any float dtype.
         dt: Step, in samples, shape (b, l, d); positive after `dt_bias` and `dt_softplus`.
-        A: Diagonal of the state matrix, real part < 0 for a stable system, in 1/sample, shape (d, n). A complex A stands
-            for conjugate pairs: y = 2 Re(C . h).
-        B, C: Input and output projections: varying, shape (b, l, n), or in g groups of d/g channels, shape (b, l, g, n);
-            or constant, shape (d, n). Real or complex; complex only with a complex A.
+        A: Diagonal of the state matrix, real part < 0 for a stable system, in 1/sample, shape (d, n). A complex A
+            stands for conjugate pairs: y = 2 Re(C . h).
+        B: Input projection: varying, shape (b, l, n), or in g groups of d/g channels, shape (b, l, g, n); or constant,
+            shape (d, n). Complex only with a complex A.
+        C: Output projection, likewise.
         D: Skip weight, shape (d,).
         z: Gate, shape (b, l, d); the output is multiplied by silu(z).
         dt_bias: Added to dt before softplus, shape (d,).
         dt_softplus: Whether the step is softplus(dt + dt_bias).
-        initial_state: h before the first step, shape (r, d, n); zeros when None. r is b, or the segments of `cu_seqlens`.
-        cu_seqlens: Bounds of r packed sequences, rising from 0 to l, int32 or int64, shape (r + 1,); needs b = 1. The state
-            starts anew at every bound, exactly.
-        lengths: Valid steps of each item, int32 or int64, shape (b,); the padding to the right of them gives y = 0 and
-            leaves the last state alone.
+        initial_state: h before the first step, shape (r, d, n); zeros when None. r is b, or the number of segments.
+        cu_seqlens: Bounds of r packed sequences, rising from 0 to l, int32 or int64, shape (r + 1,); needs b = 1. The
+            state starts anew at every bound, exactly.
+        lengths: Valid steps of each item, int32 or int64, shape (b,); the padding to the right of them gives y = 0
+            and leaves the last state alone.
         reverse: Scan from the last step to the first; the last state is then the one at the first step.
         rule: Discretisation: "euler" (a = e^{dt A}, w = dt), "zoh" (w = (e^{dt A} - 1)/A) or "bilinear".
         return_last_state: Also return the last state.
         backend: "auto", "reference", "native" or "triton".
     Returns:
-        y, shape and dtype of x; with `return_last_state` also the last state, shape (r, d, n), float32 (float64 when any
-        input is; complex when A is).
+        y, shape and dtype of x; with `return_last_state` also the last state, shape (r, d, n), float32 (float64 when
+        any input is; complex when A is).
     Raises:
         ValueError: A shape, dtype, device or value disagrees; names the argument, what was expected and what came.
         RuntimeError: The backend that was asked for cannot run here.
@@ -88,11 +87,9 @@ def selective_scan(
     dtype = _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, rule)
     chosen = backends.choose("selective_scan", backend, x.device.type, PROBES)
     state_dtype = dtype.to_complex() if A.is_complex() else dtype
-    tensors: list[Any] = [t if t is None else t.to(dtype) for t in (x, dt, A, B, C, D, z, dt_bias)] if not A.is_complex() else [
-        x.to(dtype), dt.to(dtype), *(t.to(state_dtype) for t in (A, B, C)),
-        *(t if t is None else t.to(dtype) for t in (D, z, dt_bias)),
-    ]  # fmt: skip
-    tensors.append(initial_state if initial_state is None else initial_state.to(state_dtype))
+    as_state = {"A", "B", "C", "initial_state"}
+    given = zip(TENSORS, (x, dt, A, B, C, D, z, dt_bias, initial_state), strict=True)
+    tensors = [t if t is None else t.to(state_dtype if name in as_state else dtype) for name, t in given]
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y, last, _ = torch.ops.ssm_kernels.selective_scan(
         *tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, chosen, save
