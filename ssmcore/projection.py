@@ -41,11 +41,12 @@ def project_history(
     A, B = (t.to(f) for t in legs(n))
     c = torch.cat([f[..., :1], f.new_zeros(*f.shape[:-1], n - 1)], -1)
     history = [c]
-    for k in range(2, f.shape[-1] + 1):
-        # A step at a time: all the l matrices at once would take l n^2 of memory.
-        E, weight = discretize_dense(A, B[:, None], math.log(k / (k - 1)), rule)
-        c = c @ E.T + f[..., k - 1, None] * weight[:, 0]
-        history.append(c)
+    # Transitions of 64 steps at once: one by one is slow, and all together takes l n^2 of memory.
+    for steps in torch.arange(2, f.shape[-1] + 1, dtype=torch.float64).split(64):
+        log_steps = -torch.log1p(-1 / steps).to(f)  # ln(k / (k - 1))
+        for k, E, weight in zip(steps, *discretize_dense(A, B[:, None], log_steps, rule), strict=True):
+            c = c @ E.T + f[..., int(k) - 1, None] * weight[:, 0]
+            history.append(c)
     return torch.stack(history, -2)
 
 
