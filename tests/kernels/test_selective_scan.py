@@ -322,8 +322,8 @@ class TestProperties:
         arguments_ = (*leaves, None, None, True, False, "euler", backend)
         torch.library.opcheck(torch.ops.ssm_kernels.selective_scan.default, (*arguments_, True))
         y, last, boundaries = torch.ops.ssm_kernels.selective_scan(*arguments_, True)
-        grads = torch.randn_like(y), torch.randn_like(last), boundaries.detach()
-        torch.library.opcheck(torch.ops.ssm_kernels.selective_scan_backward.default, (*grads, *arguments_))
+        given = torch.randn_like(y), torch.randn_like(last), None, boundaries.detach()
+        torch.library.opcheck(torch.ops.ssm_kernels.selective_scan_backward.default, (*given, *arguments_, True))
 
     def test_opcheck_packed(self, backend):
         tensors = arguments(b=1, l=9, rows=2, dtype=torch.float32)

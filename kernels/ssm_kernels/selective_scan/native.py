@@ -9,25 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native_build
+from ..native_call import INTEGER, POINTER, NativeCall, covers, structure
 from ..rows import Row
 
 RULE_CODES = {"euler": 0, "zoh": 1, "bilinear": 2}
-_P, _I = ctypes.c_void_p, ctypes.c_int64
-
-
-class Problem(ctypes.Structure):
-    """Mirrors `problem` in native.c, field for field."""
-
-    _fields_ = [
-        *[(name, _I) for name in "batch length rows d n groups row_groups blocks".split()],
-        *[(name, _I) for name in "rule softplus reverse constant_B constant_C threads".split()],
-        *[(name, _P) for name in "row first_chunk x dt z A B C D bias h0".split()],
-        *[(name, _I) for name in "x_batch x_step dt_batch dt_step z_batch z_step".split()],
-        *[(name, _I) for name in "B_batch B_step B_group C_batch C_step C_group y_batch y_step".split()],
-        *[(name, _P) for name in "y last boundaries dy dlast".split()],
-        *[(name, _I) for name in "dy_batch dy_step".split()],
-        *[(name, _P) for name in "dx ddt dz dA dB dC dD dbias dh0".split()],
-    ]
+Problem = structure(
+    ("batch length rows d n groups row_groups blocks", INTEGER),
+    ("rule softplus reverse constant_B constant_C threads", INTEGER),
+    ("row first_chunk x dt z A B C D bias h0", POINTER),
+    ("x_batch x_step dt_batch dt_step z_batch z_step", INTEGER),
+    ("B_batch B_step B_group C_batch C_step C_group y_batch y_step", INTEGER),
+    ("y last boundaries dy dlast", POINTER),
+    ("dy_batch dy_step", INTEGER),
+    ("dx ddt dz dA dB dC dD dbias dh0", POINTER),
+)
 
 
 @functools.cache
@@ -36,12 +31,17 @@ def library(double: bool, is_complex: bool) -> ctypes.CDLL:
     defines = ["-DSSM_DOUBLE"] * double + ["-DSSM_COMPLEX"] * is_complex
     lib = native_build.load(Path(__file__).with_name("native.c"), tuple(defines))
     for name in ("scan_tile", "scan_chunk"):
-        getattr(lib, name).restype = _I
+        getattr(lib, name).restype = INTEGER
     return lib
 
 
 def _library_for(A: Tensor) -> ctypes.CDLL:
     return library(A.dtype in (torch.float64, torch.complex128), A.is_complex())
+
+
+def groups_of(B: Tensor, C: Tensor) -> int:
+    """How many groups of channels have a B and C of their own."""
+    return next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
 
 
 class Layout:
@@ -86,26 +86,25 @@ def boundaries_shape(A: Tensor, tokens: int, rows: int, groups: int) -> tuple[in
     )
 
 
-class Call:
-    """One call's problem, with every tensor that the pointers point into kept alive."""
+class Call(NativeCall):
+    """One call's problem: inputs set, outputs still to be pointed at."""
 
     def __init__(self, x, dt, A, B, C, D, z, dt_bias, initial_state, rows: list[Row], dt_softplus, reverse, rule):
         self.lib = _library_for(A)
-        self.kept: list[Tensor] = []
-        groups = next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
+        groups = groups_of(B, C)
         self.layout = Layout(self.lib, A.shape[0], groups)
         b, l, d = x.shape
         n, planes = A.shape[1], 2 if A.is_complex() else 1
-        p = self.problem = Problem(batch=b, length=l, rows=len(rows), d=d, n=n, groups=groups)
+        super().__init__(Problem(batch=b, length=l, rows=len(rows), d=d, n=n, groups=groups), rows)
+        p = self.problem
         p.rule, p.softplus, p.reverse = RULE_CODES[rule], dt_softplus, reverse
         p.threads = torch.get_num_threads()
-        p.row_groups, p.blocks = self._shares(b * l, len(rows), p.threads)
+        p.row_groups, p.blocks = self._shares(len(rows), p.threads)
         chunk = self.lib.scan_chunk()
-        self.point("row", torch.tensor(rows, dtype=torch.int64).reshape(-1))
         chunks = torch.tensor([-(-row.length // chunk) for row in rows], dtype=torch.int64)
         self.point("first_chunk", chunks.cumsum(0) - chunks)
         for name, t in (("x", x), ("dt", dt), ("z", z)):
-            self.point_rows(name, t)
+            self.point_steps(name, t)
         for name, M in (("B", B), ("C", C)):
             setattr(p, f"constant_{name}", M.ndim == 2)
             if M.ndim == 2:
@@ -117,33 +116,17 @@ class Call:
             for key, stride in zip(("batch", "step", "group"), M.stride(), strict=False):
                 setattr(p, f"{name}_{key}", stride * planes)
         self.point("A", self.layout.pack(A))
-        self.point("D", None if D is None else D.contiguous())
-        self.point("bias", None if dt_bias is None else dt_bias.contiguous())
+        self.point_packed("D", D)
+        self.point_packed("bias", dt_bias)
         self.point("h0", None if initial_state is None else self.layout.pack(initial_state))
         p.y_batch, p.y_step = l * d, d
 
-    def _shares(self, tokens: int, rows: int, threads: int) -> tuple[int, int]:
+    def _shares(self, rows: int, threads: int) -> tuple[int, int]:
         """Row groups and channel blocks: enough tasks for the threads, and few copies of dA and dB."""
         wanted = 1 if threads == 1 else 4 * threads
         row_groups = max(1, min(rows, max(wanted, 8)))
         blocks = min(self.layout.tiles, max(1, -(-min(wanted, 2 * threads) // row_groups)) if threads > 1 else 1)
         return row_groups, blocks
-
-    def point(self, name: str, t: Tensor | None) -> Tensor | None:
-        """Set a pointer field."""
-        if t is not None:
-            self.kept.append(t)
-            setattr(self.problem, name, t.data_ptr())
-        return t
-
-    def point_rows(self, name: str, t: Tensor | None) -> None:
-        """Set a pointer to (b, l, d) rows and its strides; only the channels have to be contiguous."""
-        if t is None:
-            return
-        t = t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-        self.point(name, t)
-        setattr(self.problem, f"{name}_batch", t.stride(0))
-        setattr(self.problem, f"{name}_step", t.stride(1))
 
     def packed(self, rows: int, A: Tensor, zero: bool = False) -> Tensor:
         """A buffer for `rows` packed (d, n) arrays."""
@@ -152,15 +135,11 @@ class Call:
         return make(shape, dtype=A.real.dtype)
 
 
-def _full(rows: list[Row], b: int, l: int) -> bool:
-    return sum(row.length for row in rows) == b * l
-
-
 def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule, save: bool):
     """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`)."""
     call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
     b, l, d = x.shape
-    make = torch.empty if _full(rows, b, l) else torch.zeros
+    make = torch.empty if covers(rows, b, l) else torch.zeros
     y = make(b, l, d, dtype=x.dtype)
     shape = boundaries_shape(A, b * l, len(rows), call.layout.groups) if save else (0,)
     boundaries = torch.empty(shape, dtype=A.real.dtype)
@@ -177,8 +156,8 @@ def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state
     call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
     p, layout, is_complex = call.problem, call.layout, A.is_complex()
     b, l, d = x.shape
-    make = torch.empty if _full(rows, b, l) else torch.zeros
-    call.point_rows("dy", dy)
+    make = torch.empty if covers(rows, b, l) else torch.zeros
+    call.point_steps("dy", dy)
     call.point("dlast", None if dlast is None else layout.pack(dlast))
     call.point("boundaries", boundaries)
     dx, ddt = (call.point(name, make(b, l, d, dtype=x.dtype)) for name in ("dx", "ddt"))

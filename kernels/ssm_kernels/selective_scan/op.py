@@ -12,21 +12,15 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from .. import backends, rows
-from ..autograd import differentiable_vector_jacobian, vector_jacobian
+from ..by_rows import bounds_on_device, rows_or_none
 from ..checks import COMPLEX, FLOATS, Shapes, check_choice, check_devices, check_dtype, compute_dtype
-from ..library import define, register
+from ..derivatives import register_differentiable
 from . import native, reference
 
 PROBES: dict[str, backends.Probe] = {"native": backends.native_probe, "reference": backends.reference_probe}
 
 # The tensors that have a gradient, in the order of every signature here.
 TENSORS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
-_INPUTS = (
-    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, "
-    "Tensor? cu_seqlens, Tensor? lengths, bool dt_softplus, bool reverse, str rule, str backend"
-)
-define(f"selective_scan({_INPUTS}, bool save) -> (Tensor y, Tensor last_state, Tensor boundaries)")
-define(f"selective_scan_backward(Tensor dy, Tensor? dlast, Tensor boundaries, {_INPUTS}) -> Tensor[]")
 
 
 def selective_scan(
@@ -119,123 +113,62 @@ def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, ru
         may_be_complex = name == "A" or (name in ("B", "C", "initial_state") and A.is_complex())
         if t is not None:
             check_dtype(op, name, t, (*FLOATS, *COMPLEX) if may_be_complex else FLOATS)
-    check_devices(op, {**given, "cu_seqlens": _on_device(cu_seqlens, x), "lengths": _on_device(lengths, x)})
+    check_devices(op, {**given, **bounds_on_device(cu_seqlens, lengths)})
     check_choice(op, "rule", rule, reference.RULES)
     return compute_dtype(*given.values())
-
-
-def _on_device(index: Tensor | None, x: Tensor) -> Tensor | None:
-    """Row bounds may stay on the CPU: every backend reads them there."""
-    return None if index is None or index.device.type == "cpu" else index
 
 
 def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
     return rows.rows_of("selective_scan", x.shape[0], x.shape[1], cu_seqlens, lengths)
 
 
-def _groups(B: Tensor, C: Tensor) -> int:
-    return next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
+def _reference(
+    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save
+):
+    the_rows = rows_or_none("selective_scan", x, cu_seqlens, lengths)
+    y, last = reference.selective_scan(
+        x, dt, A, B, C, D, z, dt_bias, initial_state, the_rows, dt_softplus, reverse, rule
+    )
+    return y, last, x.new_empty(0)
 
 
-@register("selective_scan")
 def _forward(
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save
 ):
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    the_rows = _rows(x, cu_seqlens, lengths)
     if backend == "native":
-        return native.forward(*tensors, the_rows, dt_softplus, reverse, rule, save)
-    plain = cu_seqlens is None and lengths is None
-    y, last = reference.selective_scan(*tensors, None if plain else the_rows, dt_softplus, reverse, rule)
-    return y, last, x.new_empty(0)
+        return native.forward(*tensors, _rows(x, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
+    return _reference(*tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save)
 
 
-@torch.library.register_fake("ssm_kernels::selective_scan")
-def _forward_fake(
-    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save
-):
+def _fake(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save):
     r = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    shape = (0,)
+    shape: tuple[int, ...] = (0,)
     if backend == "native" and save:
-        shape = native.boundaries_shape(A, x.shape[0] * x.shape[1], r, _groups(B, C))
+        shape = native.boundaries_shape(A, x.shape[0] * x.shape[1], r, native.groups_of(B, C))
     return x.new_empty(x.shape), A.new_empty(r, *A.shape), x.new_empty(shape)
 
 
-@register("selective_scan_backward")
-def _backward(
-    dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state,
-    cu_seqlens, lengths, dt_softplus, reverse, rule, backend,
-):  # fmt: skip
-    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    if backend == "native":
-        arguments = (*tensors, _rows(x, cu_seqlens, lengths), dt_softplus, reverse, rule)
-        grads = native.backward(dy, dlast, boundaries, *arguments)
-        return [g for g in grads if g is not None]
-    given = [t for t in tensors if t is not None]
-    return vector_jacobian(_as_reference(tensors, cu_seqlens, lengths, dt_softplus, reverse, rule), given, (dy, dlast))
+def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
+    *tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, _ = inputs
+    if backend != "native":
+        return None
+    dy, dlast, _ = cotangents
+    dy = torch.zeros_like(tensors[0]) if dy is None else dy
+    the_rows = _rows(tensors[0], cu_seqlens, lengths)
+    grads = native.backward(dy, dlast, *saved, *tensors, the_rows, dt_softplus, reverse, rule)
+    return [g for g in grads if g is not None]
 
 
-@torch.library.register_fake("ssm_kernels::selective_scan_backward")
-def _backward_fake(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state, *rest):
-    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    return [t.new_empty(t.shape) for t in tensors if t is not None]
-
-
-def _as_reference(tensors, cu_seqlens, lengths, dt_softplus, reverse, rule):
-    """The reference as a function of the given tensors only."""
-    plain = cu_seqlens is None and lengths is None
-    the_rows = None if plain else _rows(tensors[0], cu_seqlens, lengths)
-
-    def run(*given):
-        it = iter(given)
-        full = (next(it) if t is not None else None for t in tensors)
-        return reference.selective_scan(*full, the_rows, dt_softplus, reverse, rule)
-
-    return run
-
-
-def _setup(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:11], output[2])
-    ctx.flags = inputs[11:15]  # dt_softplus, reverse, rule, backend
-    ctx.y_like = output[0].shape
-
-
-def _forward_grad(ctx, dy, dlast, _):
-    *tensors, cu_seqlens, lengths, boundaries = ctx.saved_tensors
-    if dy is None:
-        dy = tensors[0].new_zeros(ctx.y_like)
-    grads = iter(
-        torch.ops.ssm_kernels.selective_scan_backward(dy, dlast, boundaries, *tensors, cu_seqlens, lengths, *ctx.flags)
-    )
-    return (*(next(grads) if t is not None else None for t in tensors), *[None] * 7)
-
-
-torch.library.register_autograd("ssm_kernels::selective_scan", _forward_grad, setup_context=_setup)
-
-
-def _setup_backward(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    dy, dlast, _, *rest = inputs
-    ctx.save_for_backward(dy, dlast, *rest[:11])
-    ctx.flags = rest[11:14]
-
-
-def _backward_grad(ctx, second):
-    """Double backward: differentiate the reference's gradients once more, whichever backend made the first."""
-    dy, dlast, *tensors, cu_seqlens, lengths = ctx.saved_tensors
-    scan = _as_reference(tensors, cu_seqlens, lengths, *ctx.flags)
-    present = [t is not None for t in (dy, dlast, *tensors)]
-
-    def gradients(*given):
-        it = iter(given)
-        dy_, dlast_, *rest = (next(it) if there else None for there in present)
-        return tuple(differentiable_vector_jacobian(scan, [t for t in rest if t is not None], (dy_, dlast_)))
-
-    given = [t for t in (dy, dlast, *tensors) if t is not None]
-    grads = iter(differentiable_vector_jacobian(gradients, given, tuple(second)))
-    first, last, *rest = (next(grads) if there else None for there in present)
-    return (first, last, None, *rest, *[None] * 6)
-
-
-torch.library.register_autograd("ssm_kernels::selective_scan_backward", _backward_grad, setup_context=_setup_backward)
+register_differentiable(
+    "selective_scan",
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, "
+    "Tensor? cu_seqlens, Tensor? lengths, bool dt_softplus, bool reverse, str rule, str backend, bool save",
+    "Tensor y, Tensor last_state, Tensor boundaries",
+    tensors=len(TENSORS),
+    saved=(2,),
+    forward=_forward,
+    fake=_fake,
+    reference=_reference,
+    backward=_backward,
+)
