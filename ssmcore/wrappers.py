@@ -129,7 +129,7 @@ class ScanOrder(Wrapper):
 
     Config = ScanOrderConfig
     examples = (
-        {"grid": (1, 1), "orders": ("raster",)},
+        {"orders": ("raster", "column")},
         {"mixer": {"name": "gru"}, "share": True, "combine": "mean", "orders": ("snake", "hilbert")},
     )
 
