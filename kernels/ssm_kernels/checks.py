@@ -56,6 +56,9 @@ class Shapes:
 def check_devices(op: str, tensors: dict[str, Tensor | None]) -> None:
     """All given tensors lie on the device of the first.
 
+    Args:
+        op: Operator name for the message.
+        tensors: Arguments by name, any shapes; None where one is not given.
     Raises:
         ValueError: Two devices; names both arguments.
     """
@@ -66,8 +69,15 @@ def check_devices(op: str, tensors: dict[str, Tensor | None]) -> None:
 
 
 def check_dtype(op: str, name: str, tensor: Tensor, allowed: Iterable[torch.dtype]) -> None:
-    """Raises:
-    ValueError: The dtype of `tensor` is not in `allowed`.
+    """The dtype of one argument.
+
+    Args:
+        op: Operator name for the message.
+        name: Argument name for the message.
+        tensor: The argument, any shape.
+        allowed: Its possible dtypes.
+    Raises:
+        ValueError: The dtype is not among them.
     """
     allowed = tuple(allowed)
     if tensor.dtype not in allowed:
@@ -76,8 +86,10 @@ def check_dtype(op: str, name: str, tensor: Tensor, allowed: Iterable[torch.dtyp
 
 
 def check_choice(op: str, name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises:
-    ValueError: `value` is not in `allowed`.
+    """One of a few words.
+
+    Raises:
+        ValueError: `value` is not in `allowed`.
     """
     allowed = tuple(allowed)
     if value not in allowed:
@@ -85,6 +97,6 @@ def check_choice(op: str, name: str, value: str, allowed: Iterable[str]) -> None
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """State and decay arithmetic: float64 when any input is, else float32, whatever the autocast type."""
+    """State and decay arithmetic: float64 when any input (any shape) is, else float32, whatever the autocast type."""
     wide = (torch.float64, torch.complex128)
     return torch.float64 if any(t is not None and t.dtype in wide for t in tensors) else torch.float32
