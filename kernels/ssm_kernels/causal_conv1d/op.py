@@ -13,9 +13,9 @@ from .. import backends, rows
 from ..by_rows import bounds_on_device, rows_or_none
 from ..checks import FLOATS, Shapes, check_choice, check_devices, check_dtype, compute_dtype
 from ..derivatives import register_differentiable
-from . import reference
+from . import native, reference
 
-PROBES: dict[str, backends.Probe] = {"reference": backends.reference_probe}
+PROBES: dict[str, backends.Probe] = {"native": backends.native_probe, "reference": backends.reference_probe}
 
 
 def causal_conv1d(
@@ -94,13 +94,27 @@ def _reference(x, weight, bias, initial_state, cu_seqlens, lengths, silu, revers
     return reference.causal_conv1d(x, weight, bias, initial_state, the_rows, silu, reverse)
 
 
+def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
+    return rows.rows_of("causal_conv1d", x.shape[0], x.shape[1], cu_seqlens, lengths)
+
+
+def _forward(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend):
+    if backend == "native":
+        return native.forward(x, weight, bias, initial_state, _rows(x, cu_seqlens, lengths), silu, reverse)
+    return _reference(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend)
+
+
 def _fake(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend):
     r = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return x.new_empty(x.shape), x.new_empty(r, weight.shape[1] - 1, x.shape[2])
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
-    return None
+    x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend = inputs
+    if backend != "native":
+        return None
+    the_rows = _rows(x, cu_seqlens, lengths)
+    return native.backward(*cotangents, x, weight, bias, initial_state, the_rows, silu, reverse)
 
 
 register_differentiable(
@@ -110,7 +124,7 @@ register_differentiable(
     "Tensor y, Tensor last_state",
     tensors=4,
     saved=(),
-    forward=_reference,
+    forward=_forward,
     fake=_fake,
     reference=_reference,
     backward=_backward,
