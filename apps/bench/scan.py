@@ -153,7 +153,7 @@ def _key(case: Case, which_pass: str, impl: str) -> dict:
 def _row(case: Case, which_pass: str, impl: str, threads: int, samples: Samples) -> dict:
     return _key(case, which_pass, impl) | {
         "threads": threads, "seconds": samples.median, "best_seconds": samples.best,
-        "cpu_seconds": samples.cpu_median, "samples": len(samples.wall), "peak_mib": None,
+        "cpu_seconds": samples.cpu_mean, "samples": len(samples.wall), "peak_mib": None,
     }  # fmt: skip
 
 

@@ -25,8 +25,9 @@ class Samples:
         return min(self.wall)
 
     @property
-    def cpu_median(self) -> float:
-        return statistics.median(self.cpu)
+    def cpu_mean(self) -> float:
+        """A mean: the clock of a thread on another core moves in ticks of milliseconds."""
+        return statistics.fmean(self.cpu)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,38 @@ def _call(job: Callable[[], object], samples: Samples) -> float:
     return spent
 
 
+class _Row:
+    """One job on its way to enough samples."""
+
+    def __init__(self, job: Callable[[], object], protocol: Protocol):
+        self.job, self.protocol, self.least = job, protocol, protocol.least
+        self.samples, self.spent, self.share = Samples(), 0.0, 0.0
+        first = _call(job, self.samples)
+        if first > protocol.budget:
+            self.spent, self.least = first, protocol.least_slow
+        else:
+            self.samples = Samples()
+
+    @property
+    def enough(self) -> bool:
+        return self.spent >= self.protocol.budget and len(self.samples.wall) >= self.least
+
+    def turn(self) -> float:
+        """Call the job for one turn; returns the share of the row's work that this was."""
+        gc.collect()
+        gc.disable()
+        try:
+            spent = _call(self.job, self.samples)
+            while spent < self.protocol.turn:
+                spent += _call(self.job, self.samples)
+        finally:
+            gc.enable()
+        self.spent += spent
+        before = self.share
+        self.share = min(self.spent / self.protocol.budget, len(self.samples.wall) / self.least, 1.0)
+        return self.share - before
+
+
 def interleave(
     jobs: Mapping[str, Callable[[], object]], protocol: Protocol, tell: Callable[[str, float], None] = lambda *_: None
 ) -> dict[str, Samples]:
@@ -92,22 +125,13 @@ def interleave(
     Returns:
         The samples of each job.
     """
-    samples, least, left = {}, {}, dict.fromkeys(jobs, protocol.budget)
-    for name, job in jobs.items():
-        first = Samples()
-        slow = _call(job, first) > protocol.budget
-        samples[name], least[name] = (first, protocol.least_slow) if slow else (Samples(), protocol.least)
-    done = dict.fromkeys(jobs, 0.0)
-    while waiting := [n for n in jobs if left[n] > 0 or len(samples[n].wall) < least[n]]:
-        for name in waiting:
-            gc.collect()
-            gc.disable()
-            spent = _call(jobs[name], samples[name])
-            while spent < protocol.turn:
-                spent += _call(jobs[name], samples[name])
-            gc.enable()
-            left[name] -= spent
-            share = min(1 - max(left[name], 0) / protocol.budget, len(samples[name].wall) / least[name], 1)
-            tell(name, max(share - done[name], 0))
-            done[name] = max(share, done[name])
-    return samples
+    rows = {name: _Row(job, protocol) for name, job in jobs.items()}
+    gc.collect()
+    gc.freeze()  # what imports left needs no second look before every turn
+    try:
+        while waiting := [name for name, row in rows.items() if not row.enough]:
+            for name in waiting:
+                tell(name, rows[name].turn())
+    finally:
+        gc.unfreeze()
+    return {name: row.samples for name, row in rows.items()}
