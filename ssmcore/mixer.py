@@ -258,9 +258,9 @@ class Mixer(nn.Module):
         """Part of an initial state, shape (batch, *shape)."""
         like = next(self.parameters())
         dtype = dtype or torch.promote_types(like.dtype, torch.float32)
-        return torch.zeros(
-            batch, *shape, device=device or like.device, dtype=dtype.to_complex() if complex_pairs else dtype
-        )
+        if complex_pairs:
+            dtype = torch.promote_types(dtype, torch.complex64)
+        return torch.zeros(batch, *shape, device=device or like.device, dtype=dtype)
 
 
 def config_of(kind: type[Mixer], options: Mapping[str, Any]) -> Any:

@@ -70,7 +70,7 @@ class Stack(Mixer):
         residual_float32: Carry the residual stream in float32 when tokens or weights are narrower.
         causal: Insist that the stack be causal and have a state.
     Raises:
-        ValueError: The pattern does not parse, or a name or option is unknown.
+        ValueError: The pattern does not parse, a name or option is unknown, or `mixers` holds a name that is not in it.
         Unsupported: `causal`, and a mixer is not.
     """
 
@@ -92,6 +92,8 @@ class Stack(Mixer):
         self.pattern, self.residual_float32 = pattern, residual_float32
         self.gradient_checkpointing = False
         names = parse_pattern(pattern)
+        if unused := set(mixers or ()) - {name for layer in names for name in layer}:
+            raise ValueError(f"Stack: mixers holds {sorted(unused)}, names that the pattern does not use: {pattern!r}")
         rates = torch.linspace(0, drop_path, len(names)).tolist()
         layers = []
         for index, (layer, rate) in enumerate(zip(names, rates, strict=True)):

@@ -120,7 +120,11 @@ class S4D(Mixer):
         dt = dt[:, None]
         decay, weight = discretize_diagonal(A, torch.ones_like(A), dt, self.config.rule)
         # Bilinear decays are no exponentials of dt A, and real ones may be negative: their logarithm is complex.
-        u = decay.to(decay.dtype.to_complex()).log() if self.config.rule == "bilinear" else dt * A
+        u = (
+            decay.to(torch.promote_types(decay.dtype, torch.complex64)).log()
+            if self.config.rule == "bilinear"
+            else dt * A
+        )
         modes = damped_modes((C * weight).to(u.dtype), u, length)
         taps = 2 * modes.real if self.complex_pairs else modes.real
         return torch.cat([taps[:1] + at_least_float32(self.D), taps[1:]]) if length else taps
