@@ -1,5 +1,6 @@
 """A data loader that goes on exactly where it stopped: the order is a function of (seed, epoch), the place is saved."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,15 +117,17 @@ def make_loader(
         raise ValueError(f"make_loader: {size} items in batches of {batch_size}; both must be at least 1")
     limit = steps_per_epoch * batch_size if steps_per_epoch else None
     sampler = EpochSampler(size, seed, shuffle=shuffle, limit=limit)
-    return _Loader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        generator=sampler.generator,
-        persistent_workers=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*set_vital")  # torchdata calls what torch deprecates
+        return _Loader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            generator=sampler.generator,
+            persistent_workers=False,
+        )
 
 
 def _mix(*numbers: int) -> int:

@@ -109,15 +109,14 @@ class LinearSSM(nn.Module):
         observed = ~values.isnan()
         clean = torch.where(observed, values, 0.0)
         last, seen = last_observed(values, self.context_length)
-        ones = torch.ones_like(values[:1])
-        if observed.all():
-            response, correction = self._windowed(ones, self.poles), None
+        # Where nothing is missing all series respond to a constant alike.
+        shown = torch.ones_like(values[:1]) if observed.all() else observed.to(values)
+        deviation = self._windowed(clean, self.poles) - self._windowed(shown, self.poles) * last[..., None]
+        if self.context_length is None:
+            full = 1 - self.decay ** torch.arange(1, values.shape[1] + 1, device=values.device)[:, None]
         else:
-            response = self._windowed(observed.to(values), self.poles)
-            full, weight = self._windowed(ones, self.decay), self._windowed(observed.to(values), self.decay)
-            correction = torch.where(weight > 1e-12, full / weight.clamp_min(1e-12), 0.0)
-        deviation = self._windowed(clean, self.poles) - response * last[..., None]
-        return self._as_features(deviation, correction), last, seen
+            full = 1 - self.decay**self.context_length
+        return self._as_features(deviation, full, self._windowed(shown, self.decay)), last, seen
 
     def forecast_series(self, values: Tensor, origins: Tensor) -> Tensor:
         """Forecasts from many origins of the same series.
@@ -135,13 +134,15 @@ class LinearSSM(nn.Module):
         """Forecast what follows each past.
 
         Args:
-            past: Values up to now, NaN where missing, shape (b, t); only the last `context_length` are used.
+            past: Values up to now, NaN where missing, shape (b, t). Only the last `context_length` are used; if there
+                are fewer, the rest counts as missing.
         Returns:
             float64, shape (b, h).
         """
         past = past.to(self.bias)
         if self.context_length:
             past = past[:, -self.context_length :]
+            past = nn.functional.pad(past, (self.context_length - past.shape[1], 0), value=math.nan)
         observed = ~past.isnan()
         last, _ = last_observed(past, None)
         # One matrix product with the impulse response of every pole: nothing is kept but the last step.
@@ -149,12 +150,9 @@ class LinearSSM(nn.Module):
         envelope = (1 - self.decay) * self.decay ** age[:, None]
         kernel = torch.polar(envelope, self.angles * age[:, None])
         moved = torch.where(observed, past - last[:, -1:], 0.0)
-        correction = None
-        if not observed.all():
-            weight = observed.to(past) @ envelope
-            correction = torch.where(weight > 1e-12, envelope.sum(0) / weight.clamp_min(1e-12), 0.0)
         deviation = torch.complex(moved @ kernel.real, moved @ kernel.imag)
-        return self.read_out(self._as_features(deviation, correction), last[:, -1])
+        weight = observed.to(past) @ envelope
+        return self.read_out(self._as_features(deviation, envelope.sum(0), weight), last[:, -1])
 
     def read_out(self, features: Tensor, last: Tensor) -> Tensor:
         """Features to forecasts: shapes (..., f) and (...) to (..., h)."""
@@ -199,9 +197,7 @@ class LinearSSM(nn.Module):
         if self.context_length:
             return self(state["window"])
         deviation = state["hidden"] - state["response"] * state["last"][:, None]
-        weight = state["weight"]
-        correction = torch.where(weight > 1e-12, state["full"] / weight.clamp_min(1e-12), 0.0)
-        return self.read_out(self._as_features(deviation, correction), state["last"])
+        return self.read_out(self._as_features(deviation, state["full"], state["weight"]), state["last"])
 
     # -- inner ------------------------------------------------------------------------------------------------------
 
@@ -213,9 +209,9 @@ class LinearSSM(nn.Module):
         return states
 
     @staticmethod
-    def _as_features(deviation: Tensor, correction: Tensor | None) -> Tensor:
-        if correction is not None:
-            deviation = deviation * correction
+    def _as_features(deviation: Tensor, full: Tensor, weight: Tensor) -> Tensor:
+        """Scale up by the share of the memory that was observed; `weight` of `full` was."""
+        deviation = deviation * torch.where(weight > 1e-12, full / weight.clamp_min(1e-12), 0.0)
         return torch.cat([deviation.real, deviation.imag], dim=-1)
 
 
