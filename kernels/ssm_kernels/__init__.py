@@ -6,7 +6,8 @@ torch.library registration, choice of backend).
 
 from .associative_scan import associative_scan
 from .causal_conv1d import causal_conv1d
+from .fft_conv import fft_conv
 from .linear_recurrence import linear_recurrence
 from .selective_scan import selective_scan
 
-__all__ = ["associative_scan", "causal_conv1d", "linear_recurrence", "selective_scan"]
+__all__ = ["associative_scan", "causal_conv1d", "fft_conv", "linear_recurrence", "selective_scan"]

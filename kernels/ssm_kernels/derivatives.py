@@ -93,6 +93,8 @@ def register_differentiable(
         ctx.options = inputs[held:]
 
     def forward_grad(ctx, *given):
+        if all(g is None for g in given):
+            return (*[None] * len(all_inputs),)
         arguments, again = ctx.saved_tensors[:held], ctx.saved_tensors[held:]
         call = getattr(torch.ops.ssm_kernels, f"{name}_backward")
         grads = iter(call(*given, *again, *arguments, *ctx.options))

@@ -1,0 +1,3 @@
+"""The long convolution: see op.py for the contract, reference.py for the mathematics."""
+
+from .op import fft_conv
