@@ -30,7 +30,7 @@ def reference_probe(device: str) -> str | None:
 
 
 def native_probe(device: str) -> str | None:
-    """Native code needs CPU tensors and a C compiler (or a build that is already cached)."""
+    """Native code needs CPU tensors and a C compiler."""
     if device != "cpu":
         return f"native code works on CPU tensors, not on {device}"
     return native_build.why_unavailable()

@@ -131,7 +131,7 @@ def load(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     digest.update(repr((_identity(), compiler(), FLAGS, machine_flags(), defines)).encode())
     folder = cache_folder()
     target = folder / f"{source.parent.name}-{digest.hexdigest()[:16]}.so"
-    if target.exists():
+    if _is_whole(target):
         try:
             return _start(ctypes.CDLL(str(target)))
         except (OSError, AttributeError) as error:
@@ -141,10 +141,23 @@ def load(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     os.close(handle)
     try:
         _compile(source, Path(scratch), defines)
+        checksum = hashlib.sha256(Path(scratch).read_bytes()).hexdigest()
         Path(scratch).replace(target)
+        _checksum_file(target).write_text(checksum)
     finally:
         Path(scratch).unlink(missing_ok=True)
     return _start(ctypes.CDLL(str(target)))
+
+
+def _checksum_file(target: Path) -> Path:
+    return target.with_suffix(".sha256")
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a cached library is as it was built: loading a cut-off one would kill the process, not raise."""
+    if not (target.exists() and _checksum_file(target).exists()):
+        return False
+    return _checksum_file(target).read_text() == hashlib.sha256(target.read_bytes()).hexdigest()
 
 
 def _start(library: ctypes.CDLL) -> ctypes.CDLL:
