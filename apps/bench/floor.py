@@ -12,11 +12,13 @@ exp: one a state update forward, one more backward.
 bytes: forward reads x, dt, z and writes y: 16 a (b, l, d) entry. With backward it also writes and reads a state in
     every 32 steps (4 n/32 each way), reads x, dt, z, dy and writes dx, ddt, dz. B, C and their gradients count too.
 
-A copy counts the bytes read and those written. Rates are the best of several runs on the threads that the scan gets.
+A copy counts the bytes read and those written. Rates are the best of many short runs on the threads that the scan gets,
+by the CPU time of the slowest thread, so that they hold up on a machine that others use as well.
 """
 
 import ctypes
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,7 @@ UPDATE_OPS = {"forward": 9, "forward_backward": 9 + 17}
 ENTRY_OPS = {"forward": 27, "forward_backward": 27 + 40}
 EXPS = {"forward": 1, "forward_backward": 2}
 KEEP_EVERY = 32  # backward starts from one kept state in so many steps
-COPY_BYTES = 128 * 2**20
+COPY_BYTES, COPY_SLICE = 256 * 2**20, 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,12 @@ class Rates:
     lanes: int
 
 
-def _best(call, seconds: float) -> float:
-    """Shortest time of a call, over about `seconds`."""
-    call()
+def _best(call: Callable[[int], float], seconds: float) -> float:
+    """Least that call(0), call(1), ... returned, over about `seconds`."""
+    call(0)
     times, end = [], time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+        times.append(call(len(times)))
     return min(times)
 
 
@@ -67,15 +67,20 @@ def measure_rates(threads: int, seconds: float = 1.0) -> Rates:
     count, address = ctypes.c_int64, ctypes.c_void_p
     lib.floor_exp.argtypes = lib.floor_multiply_add.argtypes = [count, count]
     lib.floor_copy.argtypes = [count, count, address, address, count]
+    lib.floor_exp.restype = lib.floor_multiply_add.restype = lib.floor_copy.restype = ctypes.c_double
     for name in ("floor_block", "floor_chain_lanes", "floor_lanes"):
         getattr(lib, name).restype = count
-    exp_passes, chain_passes, share = 2000, 200_000, COPY_BYTES // threads
-    exp = threads * exp_passes * lib.floor_block() / _best(lambda: lib.floor_exp(exp_passes, threads), seconds)
+    exp_passes, chain_passes, share = 1000, 100_000, COPY_SLICE // threads
+    exp = threads * exp_passes * lib.floor_block() / _best(lambda _: lib.floor_exp(exp_passes, threads), seconds)
     chains = threads * chain_passes * lib.floor_chain_lanes()
-    multiply_add = chains / _best(lambda: lib.floor_multiply_add(chain_passes, threads), seconds)
-    source, target = torch.ones(COPY_BYTES, dtype=torch.uint8), torch.zeros(COPY_BYTES, dtype=torch.uint8)
-    copy = _best(lambda: lib.floor_copy(1, threads, source.data_ptr(), target.data_ptr(), share), seconds)
-    return Rates(exp, multiply_add, 2 * share * threads / copy, threads, lib.floor_lanes())
+    multiply_add = chains / _best(lambda _: lib.floor_multiply_add(chain_passes, threads), seconds)
+    source, target = torch.ones(COPY_BYTES, dtype=torch.uint8), torch.ones(COPY_BYTES, dtype=torch.uint8)
+
+    def copy(turn: int) -> float:  # another slice each time, so that it comes from as far as a large tensor does
+        at = turn * COPY_SLICE % COPY_BYTES
+        return lib.floor_copy(1, threads, source.data_ptr() + at, target.data_ptr() + at, share)
+
+    return Rates(exp, multiply_add, 2 * share * threads / _best(copy, seconds), threads, lib.floor_lanes())
 
 
 def bounds(case: Case, which_pass: str, rates: Rates) -> dict[str, float]:

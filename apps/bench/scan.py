@@ -194,7 +194,8 @@ def _milliseconds(seconds: float) -> str:
     return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
-def _times(ratio: float) -> str:
+def times(ratio: float) -> str:
+    """A ratio in words."""
     return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
 
 
@@ -213,7 +214,7 @@ def tables(result: dict) -> list[tuple[str, list[tuple[str, ...]]]]:
             lines.append((
                 row["impl"], _milliseconds(row["seconds"]), "" if counted else _milliseconds(row["best_seconds"]),
                 "" if counted else _milliseconds(row["cpu_seconds"]),
-                _times(row["seconds"] / native) if native else "",
+                times(row["seconds"] / native) if native else "",
                 "" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}",
                 "" if counted else str(row["samples"]),
             ))  # fmt: skip

@@ -1,0 +1,1 @@
+"""The tour: what `make demo` runs."""

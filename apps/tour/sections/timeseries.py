@@ -1,0 +1,191 @@
+"""Forecasting carbon dioxide at Mauna Loa a year ahead: 44 years of weekly air samples, with gaps."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from timeseries.config import PatchConfig, TrainConfig
+from timeseries.data import make_split, read_csv
+from timeseries.experiment import Experiment
+from timeseries.forecaster import Forecaster
+from timeseries.metrics import Method, Scores, naive, score, seasonal_naive
+
+from ..charts import INK, SOFT, drawing, lines
+from ..report import Command, Figure, Section, Table, Text
+from . import Visit
+
+HORIZON, CONTEXT, SEED = 52, 208, 0  # weeks: a year ahead from four years
+LINEAR_SHORT = f"LinearSSM, {CONTEXT // HORIZON} years"
+
+
+@dataclass
+class Contest:
+    """The forecasters, fitted, and their scores on the test part."""
+
+    experiment: Experiment
+    methods: dict[str, Method]
+    scores: dict[str, Scores]
+    seconds: dict[str, float]
+    origins: range
+
+    @property
+    def unit(self) -> float:
+        """Parts per million in one standard unit."""
+        return float(self.experiment.scaler.scale[0])
+
+
+def write_series(path: Path, rows: int | None = None) -> Path:
+    """The series as statsmodels ships it, as a CSV file with its gaps left open."""
+    from statsmodels.datasets import co2
+
+    frame = co2.load_pandas().data[:rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index_label="date")
+    return path
+
+
+def run(visit: Visit) -> Section:
+    """Fit in closed form, train by gradient, compare on every window of the last years."""
+    contest = compete(visit)
+    experiment, table = contest.experiment, contest.experiment.table
+    ppm = {name: result.mae * contest.unit for name, result in contest.scores.items()}
+    first, last = (table.dates[i].year for i in (0, -1))
+    test_from = table.dates[experiment.split.test[0]]
+    gaps = int(np.isnan(table.values).sum())
+    train, validation, test = (end - start for start, end in (experiment.split.train, experiment.split.validation,
+                                                              experiment.split.test))  # fmt: skip
+    best = min(ppm, key=ppm.__getitem__)
+    return Section(
+        title="Time series: a year of carbon dioxide ahead",
+        summary=f"{best} is off by {ppm[best]:.2f} ppm on average over a year, repeating last year by "
+        f"{ppm[_seasonal(contest)]:.2f} ppm.",
+        blocks=[
+            Text(
+                f"Weekly carbon dioxide in the air of Mauna Loa, Hawaii, {first} to {last}: {len(table.dates)} weeks, "
+                f"{gaps} of them not measured. The gaps stay gaps: a state-space model skips what it has not seen. "
+                f"The first {train} weeks are for training, the next {validation} for choosing, the last {test} (from "
+                f"{test_from:%B %Y}) only for the scores below. Each forecast covers {HORIZON} weeks."
+            ),
+            Text(
+                "LinearSSM keeps a bank of fixed memories and oscillations and solves for its read-out in closed form; "
+                f"it may look back to the first week. Mamba reads patches of the last {CONTEXT // HORIZON} years in "
+                "both directions and learns by gradient what a LinearSSM of the same memory leaves over; that one is "
+                "in the table too. Where no epoch helps on the validation part, it stays that LinearSSM. The naive "
+                "rivals repeat the last value, or the last year."
+            ),
+            Figure(
+                _forecast_drawing(contest),
+                "A forecast from the middle of the test part, chosen for its place alone, beside what was measured.",
+                "Curves of the measured series for two years and of the forecasts for the year after.",
+            ),
+            _score_table(contest),
+            Figure(
+                _error_drawing(contest),
+                "Mean absolute error by weeks ahead, over all test windows.",
+                "Error curves from one to fifty-two weeks ahead for every forecaster.",
+            ),
+            Text(
+                f"Protocol: all {len(contest.origins)} windows of the test part, one a week; weeks without a "
+                "measurement do not count. Scale, weights and every choice come from the training and validation "
+                f"parts. One run with seed {SEED}: how much another seed would change is not shown here. The windows "
+                "overlap, so they are far fewer independent trials than their number."
+            ),
+        ],
+        next=[
+            Command(
+                f"python -m timeseries.train --data {experiment.table.source} --prediction-length 104",
+                "LinearSSM on the same series, two years ahead; any CSV file with a date column will do.",
+            ),
+            Command(
+                "python -m timeseries.train --help",
+                "Every option. Each run saves its configuration and goes on where it stopped with `--resume RUN_DIR`.",
+            ),
+        ],
+    )
+
+
+def compete(visit: Visit) -> Contest:
+    """Fit both forecasters on the same split and score them beside the naive ones."""
+    table = read_csv(write_series(visit.folder / "co2.csv", 700 if visit.tiny else None))
+    entries = {"LinearSSM": ("linear_ssm", None), "Mamba on LinearSSM": ("mamba", CONTEXT)}
+    methods: dict[str, Method] = {}
+    seconds: dict[str, float] = {}
+    for name, (model, context) in entries.items():
+        config = TrainConfig(
+            data=table.source,
+            prediction_length=HORIZON,
+            context_length=context or "free",
+            model=model,
+            epochs=1 if visit.tiny else 8,
+            steps_per_epoch=2 if visit.tiny else None,
+            patch=PatchConfig(d_model=8, num_layers=1) if visit.tiny else PatchConfig(),
+            seed=SEED,
+            output=str(visit.folder / "runs"),
+            accelerator="cpu",
+        )
+        split = make_split(table, config.split, context, HORIZON)
+        experiment, started = Experiment(config, table, split, context), time.monotonic()
+        experiment.train()
+        seconds[name] = time.monotonic() - started
+        forecaster = Forecaster.load(experiment.run_dir)
+        methods[name] = forecaster.from_origins
+    methods[LINEAR_SHORT] = replace(forecaster, model=forecaster.linear).from_origins  # what Mamba was put on
+    season = table.frequency.season
+    methods[f"last year again ({season} weeks)"] = partial(seasonal_naive, horizon=HORIZON, season=season)
+    methods["last value again"] = partial(naive, horizon=HORIZON)
+    origins = split.origins("test", CONTEXT, HORIZON)
+    scores = {name: score(method, experiment.values, origins, HORIZON) for name, method in methods.items()}
+    return Contest(experiment, methods, scores, seconds, origins)
+
+
+def _seasonal(contest: Contest) -> str:
+    return next(name for name in contest.methods if name.startswith("last year"))
+
+
+def _score_table(contest: Contest) -> Table:
+    rows = [
+        [
+            name, f"{result.mae * contest.unit:.3f}", f"{result.mse**0.5 * contest.unit:.3f}", f"{result.mae:.4f}",
+            f"{result.mse:.5f}", f"{contest.seconds[name]:.0f} s" if name in contest.seconds else "",
+        ]
+        for name, result in contest.scores.items()
+    ]  # fmt: skip
+    best = min(range(len(rows)), key=lambda i: float(rows[i][1]))
+    head = ["", "MAE, ppm", "RMSE, ppm", "MAE, standard", "MSE, standard", "training"]
+    caption = f"Test scores over {len(contest.origins)} windows of {HORIZON} weeks; the smallest error in bold."
+    return Table(head, rows, caption, strong=[best])
+
+
+def _forecast_drawing(contest: Contest) -> str:
+    experiment, origin = contest.experiment, contest.origins[len(contest.origins) // 2]
+    dates, values = experiment.table.dates, experiment.table.values[:, 0]
+    past, future = slice(origin + 1 - 2 * HORIZON, origin + 1), slice(origin + 1, origin + 1 + HORIZON)
+    forecasts = {}
+    for name, method in contest.methods.items():
+        if name not in ("last value again", LINEAR_SHORT):
+            standard = method(experiment.values[:, : origin + 1])(torch.tensor([origin]))[0, 0]
+            forecasts[name] = experiment.scaler.inverse(standard.numpy()[:, None])[:, 0]
+    with drawing(8, 3.4, "forecast") as (figure, svg):
+        axis = figure.subplots()
+        axis.plot(dates[past], values[past], color=SOFT, linewidth=1.2)
+        axis.plot(dates[future], values[future], color=INK, linewidth=1.6, label="measured")
+        lines(axis, dates[future], forecasts, list(contest.methods))
+        axis.axvline(dates[origin], color=SOFT, linewidth=0.8, linestyle=":")
+        axis.set(ylabel="carbon dioxide, ppm")
+        axis.legend(loc="upper left", ncols=2, fontsize=9)
+        axis.set_ylim(top=axis.get_ylim()[1] + 0.25 * np.ptp(axis.get_ylim()))
+        return svg()
+
+
+def _error_drawing(contest: Contest) -> str:
+    curves = {name: (r.mae_by_step * contest.unit).numpy() for name, r in contest.scores.items()}
+    with drawing(8, 2.8, "error") as (figure, svg):
+        axis = figure.subplots()
+        lines(axis, np.arange(1, HORIZON + 1), curves, list(contest.methods))
+        axis.set(xlabel="weeks ahead", ylabel="MAE, ppm", ylim=(0, None), xlim=(1, HORIZON))
+        axis.legend(fontsize=9)
+        return svg()
