@@ -222,14 +222,15 @@ def controllability_rank(A: Inexact[Tensor, "n n"], B: Inexact[Tensor, "n m"]) -
     tolerance = torch.finfo(A.dtype).eps ** 0.5
     basis, block = A[:, :0], B / (torch.linalg.matrix_norm(B, 2) or 1)
     scale = torch.linalg.matrix_norm(A, 2) or 1
-    while True:
-        for _ in range(2):  # once is not orthogonal to rounding
+    while basis.shape[1] < len(A):
+        for _ in range(2):  # once leaves a short block far from orthogonal
             block = block - basis @ (basis.mH @ block)
         directions, sizes, _ = torch.linalg.svd(block, full_matrices=False)
         new = directions[:, sizes > tolerance]
         if new.shape[1] == 0:
-            return basis.shape[1]
+            break
         basis, block = torch.cat([basis, new], 1), A @ new / scale
+    return basis.shape[1]
 
 
 def observability_rank(A: Inexact[Tensor, "n n"], C: Inexact[Tensor, "p n"]) -> int:
