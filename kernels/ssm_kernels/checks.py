@@ -34,18 +34,19 @@ class Shapes:
             raise ValueError(f"{self.op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
         for spec in specs:
             letters = spec.split()
-            if len(letters) == tensor.ndim and all(
-                self._known(letter) in (None, size) for letter, size in zip(letters, tensor.shape, strict=True)
-            ):
-                for letter, size in zip(letters, tensor.shape, strict=True):
-                    if not letter.isdigit() and letter not in self.sizes:
-                        self.sizes[letter], self.source[letter] = size, name
+            if len(letters) != tensor.ndim:
+                continue
+            bound = dict(self.sizes)
+            if all(self._bind(bound, letter, size) for letter, size in zip(letters, tensor.shape, strict=True)):
+                self.source |= dict.fromkeys(bound.keys() - self.sizes.keys(), name)
+                self.sizes = bound
                 return spec
         expected = " or ".join("(" + ", ".join(map(self._show, spec.split())) + ")" for spec in specs)
         raise ValueError(f"{self.op}: {name} has shape {tuple(tensor.shape)}, expected {expected}")
 
-    def _known(self, letter: str) -> int | None:
-        return int(letter) if letter.isdigit() else self.sizes.get(letter)
+    @staticmethod
+    def _bind(bound: dict[str, int], letter: str, size: int) -> bool:
+        return size == (int(letter) if letter.isdigit() else bound.setdefault(letter, size))
 
     def _show(self, letter: str) -> str:
         if letter in self.sizes:

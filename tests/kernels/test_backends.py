@@ -13,7 +13,9 @@ def test_auto_takes_the_first_that_can_and_says_why(caplog):
     with caplog.at_level(logging.INFO, logger="ssm_kernels"):
         assert backends.choose("op_a", "auto", "cpu", PROBES) == "native"
         assert backends.choose("op_a", "auto", "cpu", PROBES) == "native"
-    assert [record.getMessage() for record in caplog.records] == ["op_a runs on the native backend (not triton: no GPU)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "op_a runs on the native backend (not triton: no GPU)"
+    ]
 
 
 def test_named_backend_is_taken_or_refused():
