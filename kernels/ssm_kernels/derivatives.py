@@ -9,6 +9,7 @@ goes through the reference. Gradients that a kernel makes from saved outputs cou
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from .autograd import differentiable_vector_jacobian, vector_jacobian
 from .library import define, register
 
+Outputs = tuple[Tensor, ...]
 # (cotangents, saved outputs, all inputs) -> a gradient for each given tensor; None where this backend has no kernel.
 Backward = Callable[[Sequence[Tensor | None], Sequence[Tensor], Sequence[Any]], list[Tensor] | None]
 
@@ -27,17 +29,17 @@ def register_differentiable(
     outputs: str,
     *,
     tensors: int,
-    saved: Sequence[int],
-    forward: Callable[..., tuple[Tensor, ...]],
-    fake: Callable[..., tuple[Tensor, ...]],
-    reference: Callable[..., tuple[Tensor, ...]],
+    saved: Sequence[int] = (),
+    forward: Callable[..., Outputs],
+    fake: Callable[..., Outputs],
+    reference: Callable[..., Outputs],
     backward: Backward,
 ) -> None:
     """Define `ssm_kernels::name` and `ssm_kernels::name_backward`, with fake kernels and autograd formulas.
 
     Args:
         name: Operator name.
-        inputs: Schema of the inputs: differentiable tensors first, then index tensors, then options.
+        inputs: Schema of the inputs: differentiable tensors first (any shape), then index tensors, then options.
         outputs: Schema of the outputs, e.g. "Tensor y, Tensor last_state"; a single one is returned as a tensor.
         tensors: How many inputs have a gradient.
         saved: Positions of the outputs that `backward` wants again.
@@ -46,82 +48,110 @@ def register_differentiable(
         reference: The same by differentiable PyTorch operations alone; ignores the choice of backend.
         backward: The kernel for the gradients, or None from it where a backend has none.
     """
-    all_inputs, all_outputs = inputs.split(", "), outputs.split(", ")
-    single, held = len(all_outputs) == 1, sum(text.startswith("Tensor") for text in all_inputs)
-    cotangents = [f"Tensor? d_{text.split()[1]}" for text in all_outputs]
-    kept = [f"Tensor saved_{all_outputs[i].split()[1]}" for i in saved]
-    define(f"{name}({inputs}) -> ({outputs})")
-    define(f"{name}_backward({', '.join([*cotangents, *kept, inputs])}) -> Tensor[]")
-    c, s = len(cotangents), len(kept)
+    _Operator(name, inputs, outputs, tensors, tuple(saved), forward, fake, reference, backward).register()
 
-    def as_reference(arguments: Sequence[Any]) -> Callable[..., tuple[Tensor, ...]]:
+
+@dataclass(frozen=True)
+class _Operator:
+    name: str
+    inputs: str
+    outputs: str
+    tensors: int
+    saved: tuple[int, ...]
+    forward: Callable[..., Outputs]
+    fake: Callable[..., Outputs]
+    reference: Callable[..., Outputs]
+    backward: Backward
+
+    def register(self) -> None:
+        outputs, back = self.outputs.split(", "), f"{self.name}_backward"
+        extra = [f"Tensor? d_{text.split()[1]}" for text in outputs]
+        extra += [f"Tensor saved_{outputs[i].split()[1]}" for i in self.saved]
+        define(f"{self.name}({self.inputs}) -> ({self.outputs})")
+        define(f"{back}({', '.join([*extra, self.inputs])}) -> Tensor[]")
+        register(self.name)(self._single(self.forward))
+        register(back)(self._run_backward)
+        torch.library.register_fake(f"ssm_kernels::{self.name}", self._single(self.fake))
+        torch.library.register_fake(f"ssm_kernels::{back}", self._fake_backward)
+        torch.library.register_autograd(f"ssm_kernels::{self.name}", self._gradient, setup_context=self._setup)
+        torch.library.register_autograd(f"ssm_kernels::{back}", self._second, setup_context=self._setup_second)
+
+    @property
+    def _held(self) -> int:
+        """How many inputs are tensors, index tensors included."""
+        return sum(text.startswith("Tensor") for text in self.inputs.split(", "))
+
+    @property
+    def _nones(self) -> list[None]:
+        """The gradients of the inputs that have none."""
+        return [None] * (len(self.inputs.split(", ")) - self.tensors)
+
+    @property
+    def _cotangents(self) -> int:
+        return len(self.outputs.split(", "))
+
+    def _single(self, function: Callable[..., Outputs]) -> Callable[..., Outputs | Tensor]:
+        return (lambda *arguments: function(*arguments)[0]) if self._cotangents == 1 else function
+
+    def _split(self, everything: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+        """The arguments of name_backward as cotangents, saved outputs and inputs."""
+        c, s = self._cotangents, len(self.saved)
+        return everything[:c], everything[c : c + s], everything[c + s :]
+
+    def _given(self, inputs: Sequence[Any]) -> list[Tensor]:
+        return [t for t in inputs[: self.tensors] if t is not None]
+
+    def _of_given(self, inputs: Sequence[Any]) -> Callable[..., Outputs]:
         """The reference as a function of the given tensors only."""
 
-        def run(*given):
-            it = iter(given)
-            return reference(*(next(it) if t is not None else None for t in arguments[:tensors]), *arguments[tensors:])
+        def run(*given: Tensor) -> Outputs:
+            it, n = iter(given), self.tensors
+            return self.reference(*(next(it) if t is not None else None for t in inputs[:n]), *inputs[n:])
 
         return run
 
-    def given_of(arguments: Sequence[Any]) -> list[Tensor]:
-        return [t for t in arguments[:tensors] if t is not None]
+    def _run_backward(self, *everything: Any) -> list[Tensor]:
+        cotangents, saved, inputs = self._split(everything)
+        grads = self.backward(cotangents, saved, inputs)
+        return vector_jacobian(self._of_given(inputs), self._given(inputs), cotangents) if grads is None else grads
 
-    @register(name)
-    def _forward(*arguments):
-        made = forward(*arguments)
-        return made[0] if single else made
+    def _fake_backward(self, *everything: Any) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in self._given(self._split(everything)[2])]
 
-    @torch.library.register_fake(f"ssm_kernels::{name}")
-    def _forward_fake(*arguments):
-        made = fake(*arguments)
-        return made[0] if single else made
-
-    @register(f"{name}_backward")
-    def _backward(*everything):
-        given, arguments = everything[:c], everything[c + s :]
-        grads = backward(given, everything[c : c + s], arguments)
-        return vector_jacobian(as_reference(arguments), given_of(arguments), given) if grads is None else grads
-
-    @torch.library.register_fake(f"ssm_kernels::{name}_backward")
-    def _backward_fake(*everything):
-        return [t.new_empty(t.shape) for t in given_of(everything[c + s :])]
-
-    def setup(ctx, inputs, output):
+    def _setup(self, ctx, inputs, output) -> None:
         ctx.set_materialize_grads(False)
-        made = (output,) if single else output
-        ctx.save_for_backward(*inputs[:held], *(made[i] for i in saved))
-        ctx.options = inputs[held:]
+        made = (output,) if self._cotangents == 1 else output
+        ctx.save_for_backward(*inputs[: self._held], *(made[i] for i in self.saved))
+        ctx.options = inputs[self._held :]
 
-    def forward_grad(ctx, *given):
-        if all(g is None for g in given):
-            return (*[None] * len(all_inputs),)
-        arguments, again = ctx.saved_tensors[:held], ctx.saved_tensors[held:]
-        call = getattr(torch.ops.ssm_kernels, f"{name}_backward")
-        grads = iter(call(*given, *again, *arguments, *ctx.options))
-        return (*(next(grads) if t is not None else None for t in arguments[:tensors]), *_nones(all_inputs, tensors))
+    def _gradient(self, ctx, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs, saved = ctx.saved_tensors[: self._held], ctx.saved_tensors[self._held :]
+        if all(g is None for g in cotangents):
+            return (*[None] * self.tensors, *self._nones)
+        call = getattr(torch.ops.ssm_kernels, f"{self.name}_backward")
+        grads = iter(call(*cotangents, *saved, *inputs, *ctx.options))
+        return (*(next(grads) if t is not None else None for t in inputs[: self.tensors]), *self._nones)
 
-    def setup_backward(ctx, inputs, output):
+    def _setup_second(self, ctx, inputs, output) -> None:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:c], *inputs[c + s : c + s + held])
-        ctx.options = inputs[c + s + held :]
+        cotangents, _, arguments = self._split(inputs)
+        ctx.save_for_backward(*cotangents, *arguments[: self._held])
+        ctx.options = arguments[self._held :]
 
-    def backward_grad(ctx, second):
-        arguments = (*ctx.saved_tensors[c:], *ctx.options)
-        run, leaves = as_reference(arguments), ctx.saved_tensors[: c + tensors]
-        present = [t is not None for t in leaves]
+    def _second(self, ctx, second: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Differentiate the reference's gradients once more, whichever backend made the first."""
+        c = self._cotangents
+        run = self._of_given((*ctx.saved_tensors[c:], *ctx.options))
+        leaves = ctx.saved_tensors[: c + self.tensors]
 
-        def gradients(*given):
+        def spread(given: Sequence[Tensor]) -> list[Tensor | None]:
             it = iter(given)
-            full = [next(it) if there else None for there in present]
+            return [next(it) if t is not None else None for t in leaves]
+
+        def gradients(*given: Tensor) -> Outputs:
+            full = spread(given)
             return tuple(differentiable_vector_jacobian(run, [t for t in full[c:] if t is not None], full[:c]))
 
-        grads = iter(differentiable_vector_jacobian(gradients, [t for t in leaves if t is not None], tuple(second)))
-        full = [next(grads) if there else None for there in present]
-        return (*full[:c], *[None] * s, *full[c:], *_nones(all_inputs, tensors))
-
-    torch.library.register_autograd(f"ssm_kernels::{name}", forward_grad, setup_context=setup)
-    torch.library.register_autograd(f"ssm_kernels::{name}_backward", backward_grad, setup_context=setup_backward)
-
-
-def _nones(all_inputs: list[str], tensors: int) -> list[None]:
-    return [None] * (len(all_inputs) - tensors)
+        given = [t for t in leaves if t is not None]
+        full = spread(differentiable_vector_jacobian(gradients, given, tuple(second)))
+        return (*full[:c], *[None] * len(self.saved), *full[c:], *self._nones)

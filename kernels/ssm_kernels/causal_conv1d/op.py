@@ -113,17 +113,17 @@ def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend = inputs
     if backend != "native":
         return None
+    dy, dlast = cotangents
     the_rows = _rows(x, cu_seqlens, lengths)
-    return native.backward(*cotangents, x, weight, bias, initial_state, the_rows, silu, reverse)
+    return native.backward(dy, dlast, x, weight, bias, initial_state, the_rows, silu, reverse)
 
 
 register_differentiable(
     "causal_conv1d",
-    "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, Tensor? lengths, bool silu, "
-    "bool reverse, str backend",
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, Tensor? lengths, "
+    "bool silu, bool reverse, str backend",
     "Tensor y, Tensor last_state",
     tensors=4,
-    saved=(),
     forward=_forward,
     fake=_fake,
     reference=_reference,

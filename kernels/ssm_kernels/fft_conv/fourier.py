@@ -113,7 +113,7 @@ def backward(
         spectrum = plan.analyse(dy_here)
         plan.add_tap_gradients(plan.analyse(x_here).conj_physical_().mul_(spectrum).sum(0), dkernel, dfuture)
         dx_here = plan.synthesise(spectrum.mul_(plan.spectrum.conj_physical_()))
-        if dD is not None:
+        if D is not None and dD is not None:
             dx_here = torch.addcmul(dx_here, dy_here, D)
             dD += (x_here * dy_here).sum((0, 1))
         if some is None:

@@ -37,9 +37,9 @@ def fft_conv(
 
         y[t] = sum over j of kernel[j] x[t-j] + sum over j of kernel_back[j] x[t+back_lag+j] + D x[t]
 
-    With `back_lag=0` this is fft_conv(x, kernel) + flip(fft_conv(flip(x), kernel_back)), so the present step is weighted
-    by kernel[0] + kernel_back[0] + D; with `back_lag=1` by kernel[0] + D alone, as in S4. Differentiable in every tensor.
-    A plain kernel has no state: for one that is a state-space model's, stream with its recurrence.
+    With `back_lag=0` this is fft_conv(x, kernel) + flip(fft_conv(flip(x), kernel_back)), so the present step is
+    weighted by kernel[0] + kernel_back[0] + D; with `back_lag=1` by kernel[0] + D alone, as in S4. Differentiable in
+    every tensor. A plain kernel has no state: to stream one that is a state-space model's, run its recurrence.
 
     Args:
         x: Input, shape (b, l, d), any float dtype.
@@ -47,8 +47,8 @@ def fft_conv(
         kernel_back: Taps for the future, shape (m, d), m >= 1.
         back_lag: How many steps ahead kernel_back[0] looks, 0 or 1.
         D: Skip weight, shape (d,).
-        cu_seqlens: Bounds of r packed sequences, rising from 0 to l, int32 or int64, shape (r + 1,); needs b = 1. Nothing
-            passes from one to another.
+        cu_seqlens: Bounds of r packed sequences, rising from 0 to l, int32 or int64, shape (r + 1,); needs b = 1.
+            Nothing passes from one to another.
         lengths: Valid steps of each item, int32 or int64, shape (b,); the padding to the right of them gives y = 0 and
             is seen by no step.
         reverse: Exchange past and future: flip(fft_conv(flip(x), ...)).
@@ -86,12 +86,15 @@ def few_taps(device: str) -> int:
 
 
 def _direct(x, now, past, future, cu_seqlens, lengths) -> Tensor:
-    rows_given = {"cu_seqlens": cu_seqlens, "lengths": lengths}
-    y = causal_conv1d(x, torch.cat((now, past)).flip(0).t(), **rows_given)
-    if future is not None and future.shape[0]:
-        taps = torch.cat((torch.zeros_like(now), future)).flip(0).t()
-        y = y + causal_conv1d(x, taps, reverse=True, **rows_given)
-    return y
+    def filtered(taps: Tensor, reverse: bool) -> Tensor:
+        y = causal_conv1d(x, taps.flip(0).t(), cu_seqlens=cu_seqlens, lengths=lengths, reverse=reverse)
+        assert isinstance(y, Tensor)
+        return y
+
+    y = filtered(torch.cat((now, past)), False)
+    if future is None or not future.shape[0]:
+        return y
+    return y + filtered(torch.cat((torch.zeros_like(now), future)), True)
 
 
 def _check(x, kernel, kernel_back, back_lag, D, cu_seqlens, lengths) -> torch.dtype:
@@ -141,7 +144,6 @@ register_differentiable(
     "Tensor x, Tensor kernel, Tensor? future, Tensor? D, Tensor? cu_seqlens, Tensor? lengths, str backend",
     "Tensor y",
     tensors=4,
-    saved=(),
     forward=_forward,
     fake=_fake,
     reference=_reference,

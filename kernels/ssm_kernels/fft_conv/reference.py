@@ -24,8 +24,9 @@ def fft_conv(x: Tensor, kernel: Tensor, future: Tensor | None, D: Tensor | None,
     y = x * (kernel[0] if D is None else kernel[0] + D)
     for j in range(1, min(kernel.shape[0], l)):
         y = y + kernel[j] * _shifted(x, j)
-    for j in range(1, min(0 if future is None else future.shape[0] + 1, l)):
-        y = y + future[j - 1] * _shifted(x, -j)
+    if future is not None:
+        for j in range(1, min(future.shape[0] + 1, l)):
+            y = y + future[j - 1] * _shifted(x, -j)
     return y.contiguous()
 
 

@@ -105,7 +105,8 @@ def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     a, b, initial_state, cu_seqlens, lengths, reverse, backend = inputs
     if backend != "native":
         return None
-    return native.backward(*cotangents, *saved, a, b, initial_state, _rows(b, cu_seqlens, lengths), reverse)
+    dh, dlast = cotangents
+    return native.backward(dh, dlast, saved[0], a, b, initial_state, _rows(b, cu_seqlens, lengths), reverse)
 
 
 register_differentiable(
