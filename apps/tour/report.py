@@ -169,7 +169,8 @@ header dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem,
 header dl dt { font-size: .78rem; color: var(--soft); }
 header dl dd { margin: 0; font-size: .92rem; line-height: 1.35; }
 figure { margin: 1.4rem 0; }
-figure svg { display: block; width: 100%; height: auto; }
+figure div { overflow-x: auto; }
+figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 figure svg text { font-family: inherit !important; }
 figcaption, caption { color: var(--soft); font-size: .9rem; line-height: 1.45; text-align: left; }
 figcaption { margin-top: .4rem; }

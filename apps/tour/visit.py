@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from apps.bench.scan import describe_machine
+from ssmcore.engine.errors import Interrupted
 
 from .report import Report
 from .sections import Visit
@@ -41,14 +42,11 @@ def tour(output: Path, sections: dict[str, str], threads: int | None = None, tin
         begun = time.monotonic()
         try:
             section = importlib.import_module(f"{__package__}.sections.{name}").run(Visit(output / name, tiny))
-        except Exception as error:  # a section that fails must not take the others with it
-            if type(error).__name__ == "Interrupted":  # training was stopped and has saved its state
-                status = 130
-            else:
-                traceback.print_exc()
-                report.missing[title], status = f"failed: {type(error).__name__}: {error}", 1
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             status = 130
+        except Exception as error:  # a section that fails must not take the others with it
+            traceback.print_exc()
+            report.missing[title], status = f"failed: {type(error).__name__}: {error}", 1
         else:
             report.sections.append(section)
             del report.missing[title]

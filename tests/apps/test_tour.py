@@ -143,7 +143,7 @@ def test_time_series_section(tmp_path):
     section = timeseries.run(Visit(tmp_path, tiny=True))
     table = next(block for block in section.blocks if isinstance(block, Table))
     assert [row[0] for row in table.rows][:2] == ["LinearSSM", "Mamba on LinearSSM"]
-    assert len(table.rows) == 4
+    assert len(table.rows) == 5
     assert all(float(row[1]) > 0 for row in table.rows)
     assert (tmp_path / "co2.csv").read_text().splitlines()[1] == "1958-03-29,316.1"
     assert ",\n" in (tmp_path / "co2.csv").read_text()  # gaps stay gaps
