@@ -1,8 +1,8 @@
 """The public scan API: the operators of ssm_kernels, and what every mixer shares around them.
 
-    selective_scan, linear_recurrence, causal_conv1d, ...   tensors in, tensors out (see their docstrings)
-    Rows                                                    `reset` and `mask` of a batch, as packed rows
-    damped_modes                                            sum_n w_n e^{t u_n}, the kernel of a diagonal system
+    selective_scan, linear_recurrence, causal_conv1d, fft_conv, associative_scan: see their docstrings
+    Rows           `reset` and `mask` of a batch, as packed rows
+    damped_modes   sum_n w_n e^{t u_n}, the kernel of a diagonal system
 
 Rows are how resets and padding stay exact: the tokens that exist are packed into one sequence, cut wherever a state
 starts anew, and every operator keeps the pieces apart (`cu_seqlens`). Nothing is multiplied by zero, so nothing leaks.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Shaped
-from ssm_kernels import associative_scan, causal_conv1d, linear_recurrence, selective_scan
+from ssm_kernels import associative_scan, causal_conv1d, fft_conv, linear_recurrence, selective_scan
 from torch import Tensor
 
 from . import state as states
@@ -155,13 +155,6 @@ def at_least_float32(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     if x.is_complex():
         raise TypeError("at_least_float32: x is complex")
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def fft_conv(x, kernel):
-    """Stands in until the operator lands."""
-    n = x.shape[1] + kernel.shape[0]
-    f = torch.fft.rfft(at_least_float32(x), n, dim=1) * torch.fft.rfft(kernel, n, dim=0)
-    return torch.fft.irfft(f, n, dim=1)[:, : x.shape[1]].to(x.dtype)
 
 
 def damped_modes(weights: Complex[Tensor, "d n"], u: Complex[Tensor, "d n"], length: int) -> Complex[Tensor, "l d"]:

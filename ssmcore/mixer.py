@@ -221,8 +221,7 @@ class Mixer(nn.Module):
         self._check(x[:, None], state, per_token(reset), per_token(mask), per_token(dt), shared, True)
         before = state
         if reset is not None:
-            started = reset if mask is None else reset & mask
-            before = states.where(started, self.init_state(x.shape[0], device=x.device), state)
+            before = states.where(reset, self.init_state(x.shape[0], device=x.device), state)
         y, new = self.mix(x[:, None], before, Context(None, per_token(dt), shared, True))
         assert new is not None
         if mask is not None:
