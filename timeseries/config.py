@@ -68,7 +68,7 @@ class TrainConfig:
     """Passes over the training windows (s4d, mamba)."""
     batch_size: int = 32
     """Windows a batch; every window brings all its columns (s4d, mamba)."""
-    lr: float = 1e-4
+    lr: float = 3e-5
     """Peak learning rate of AdamW; it falls to zero along a half cosine (s4d, mamba)."""
     weight_decay: float = 1e-2
     """Weight decay of the parameters that want it (s4d, mamba)."""

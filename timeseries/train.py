@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # outside the training loop, which saves its state and says how to go on
+        print(f"{PROG}: stopped", file=sys.stderr)
+        return 130
 
 
 def run(config: TrainConfig) -> int:

@@ -64,7 +64,7 @@ class NonFiniteGuard(Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         grads = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-        if grads and not torch.stack(torch._foreach_norm(list(grads.values()))).isfinite().all():
+        if grads and not torch.nn.utils.get_total_norm(grads.values()).isfinite():
             raise NonFiniteError(self._sentence(trainer, _first_bad("gradient of", grads) or "the gradients"))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

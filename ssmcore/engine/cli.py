@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Any)
 CONFIG_FILE = "config.yaml"
 
 
@@ -29,12 +29,15 @@ def field_docs(config: type) -> dict[str, str]:
         TypeError: `config` is no dataclass.
     """
     docs: dict[str, str] = {}
-    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
     for node, below in itertools.pairwise(body):
-        if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             docs[node.target.id] = " ".join(str(below.value.value).split())
     for f in dataclasses.fields(config):
-        if dataclasses.is_dataclass(f.type):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             docs |= {f"{f.name}.{key}": text for key, text in field_docs(f.type).items()}
     return docs
 

@@ -112,7 +112,7 @@ def make_loader(
     Raises:
         ValueError: The dataset is empty or batch_size is not positive.
     """
-    size = len(dataset)
+    size = len(dataset)  # pyright: ignore[reportArgumentType]
     if size < 1 or batch_size < 1:
         raise ValueError(f"make_loader: {size} items in batches of {batch_size}; both must be at least 1")
     limit = steps_per_epoch * batch_size if steps_per_epoch else None

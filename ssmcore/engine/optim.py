@@ -26,10 +26,11 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
     """
     wanted: dict[int, tuple[bool, float]] = {}
     for path, module in model.named_modules():  # outer modules first, so that inner ones overwrite
-        if not hasattr(module, "param_spec"):
+        param_spec: Any = getattr(module, "param_spec", None)
+        if param_spec is None:
             continue
         own = dict(module.named_parameters(remove_duplicate=False))
-        for name, spec in module.param_spec().items():
+        for name, spec in param_spec().items():
             if name not in own:
                 where = f"{path or 'the model'} ({type(module).__name__})"
                 raise ValueError(f"parameter_groups: param_spec of {where} names {name!r}; it has {', '.join(own)}")

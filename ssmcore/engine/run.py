@@ -47,7 +47,7 @@ class RunSettings:
     """As in Lightning."""
     devices: int | str = 1
     """As in Lightning."""
-    precision: str = "32-true"
+    precision: Any = "32-true"
     """As in Lightning."""
     note: dict[str, Any] = field(default_factory=dict)
     """Stored in the safetensors files, to build the model again."""
@@ -140,7 +140,7 @@ def fit(
         trainer = make_trainer(settings, run_dir, callbacks)
         last = run_dir / STATE_FILE
         trainer.fit(task, train, validation, ckpt_path=last if last.exists() else None, weights_only=True)
-    saved = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+    saved = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
     outcome = Outcome(epochs=trainer.current_epoch, best_score=saved.best_score, best_epoch=saved.best_epoch)
     if trainer.is_global_zero:
         finished.write_text(json.dumps({"planned": settings.epochs, **asdict(outcome)}))
