@@ -8,8 +8,10 @@ import ctypes
 import gc
 import multiprocessing
 import resource
+import signal
 import sys
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 from .cases import Case
@@ -21,8 +23,21 @@ def peak_mib(impl: str, case: Case, which_pass: str, threads: int) -> float:
     """Run one row once in a process of its own and return its peak, in MiB above the baseline."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["apps.bench.peers"])
+    _start_server()
     with context.Pool(1, maxtasksperchild=1) as pool:
         return pool.apply(_measure, (impl, case, which_pass, threads))
+
+
+def _start_server() -> None:
+    """Start the process that the others are forked from. Ctrl-C is for the parent, which ends them; they ignore it."""
+    before = None
+    with contextlib.suppress(ValueError):  # not in the main thread: handlers cannot be changed there
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _measure(impl: str, case: Case, which_pass: str, threads: int) -> float:
