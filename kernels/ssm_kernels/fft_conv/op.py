@@ -77,6 +77,7 @@ def fft_conv(
     return y.to(x.dtype)
 
 
+@torch.compiler.assume_constant_result
 def few_taps(device: str) -> int:
     """Below how many taps the direct sum is taken: where it beats the transform both forward and backward.
 
