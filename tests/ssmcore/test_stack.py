@@ -1,11 +1,14 @@
 """The backbone: its patterns, its state, its initialisation, and what it refuses."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from ssmcore import Mixer, Stack, Unsupported, create_mixer
+from ssmcore import Mixer, Stack, Unsupported, build_mixer, create_mixer, list_mixers
 from ssmcore import state as states
 from ssmcore.engine.optim import parameter_groups
+from ssmcore.mixers import MIXERS
 from ssmcore.stack import parse_pattern
 
 PATTERNS = {
@@ -154,6 +157,35 @@ def test_layers_share_values_by_name():
     assert Stack(4, "U E", mixers=named).needs == {"count"}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthConfig:
+    layer_index: int = 0
+    num_layers: int = 1
+    ramp: float = 1.0
+
+
+class Depth(Exporter):
+    Config = DepthConfig
+
+
+def test_mixers_learn_how_deep_they_lie(monkeypatch):
+    monkeypatch.setitem(MIXERS, "depth", Depth)
+    stack = Stack(4, "depth/glu mlp D", mixers={"D": {"name": "depth", "ramp": 2.0, "num_layers": 9}})
+    told = [dataclasses.astuple(m.config) for m in stack.mixers if isinstance(m, Depth)]
+    assert told == [(0, 3, 1.0), (2, 9, 2.0)]
+
+
+def test_specifications():
+    torch.manual_seed(0)
+    want = create_mixer("s4d", 4, d_state=6)
+    for spec in ({"name": "s4d", "d_state": 6}, lambda d: create_mixer("s4d", d, d_state=6)):
+        torch.manual_seed(0)
+        assert all(torch.equal(a, b) for a, b in zip(build_mixer(spec, 4).parameters(), want.parameters(), strict=True))
+    assert list_mixers() == sorted(MIXERS)
+    with pytest.raises(ValueError, match="has no 'name'"):
+        build_mixer({"d_state": 4}, 4)
+
+
 def test_initialisation_survives_and_is_scaled_once():
     stack = Stack(8, "(mamba/glu)*2 gru")
     same = Stack(8, "(mamba/glu)*2 gru", placement="post")
@@ -194,12 +226,13 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(a, b)
 
 
-def test_compiles_without_a_break():
-    stack, x = Stack(8, "mamba/glu s4d attention"), torch.randn(1, 6, 8)
+@pytest.mark.parametrize("continued", [False, True])
+@pytest.mark.parametrize("pattern", ["mamba/glu attention", "s4d", "lru s5"])
+def test_compiles_without_a_break(pattern, continued):
+    torch.compiler.reset()
+    stack, x = Stack(8, pattern), torch.randn(1, 6, 8)
     compiled = torch.compile(stack, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x)[0], stack(x)[0])
-    stack = Stack(8, "mamba/glu attention")
-    compiled, state = torch.compile(stack, fullgraph=True, backend="eager"), stack.init_state(1)
+    state = stack.init_state(1) if continued else None
     torch.testing.assert_close(compiled(x, state)[0], stack(x, state)[0])
 
 
