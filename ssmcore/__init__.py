@@ -1,10 +1,29 @@
-"""State-space models and what stands beside them, as modules that all speak one interface."""
+"""State-space models and what stands beside them, as modules that all speak one interface.
 
-from . import functional
-from .mixer import Mixer, ParamSpec, Unsupported
-from .mixers import build_mixer, create_mixer, list_mixers
-from .stack import Stack
-from .wrappers import Bidirectional, ScanOrder
+Names are imported when they are first used: a command that only answers --help does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import functional
+    from .mixer import Mixer, ParamSpec, Unsupported
+    from .mixers import build_mixer, create_mixer, list_mixers
+    from .stack import Stack
+    from .wrappers import Bidirectional, ScanOrder
+
+_HOMES = {
+    "Bidirectional": "wrappers",
+    "Mixer": "mixer",
+    "ParamSpec": "mixer",
+    "ScanOrder": "wrappers",
+    "Stack": "stack",
+    "Unsupported": "mixer",
+    "build_mixer": "mixers",
+    "create_mixer": "mixers",
+    "list_mixers": "mixers",
+}
 
 __all__ = [
     "Bidirectional",
@@ -18,3 +37,16 @@ __all__ = [
     "functional",
     "list_mixers",
 ]
+
+
+def __getattr__(name: str):
+    """Import a public name on first use (PEP 562)."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name == "functional":
+        return importlib.import_module(".functional", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -101,3 +101,8 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """State and decay arithmetic: float64 when any input (any shape) is, else float32, whatever the autocast type."""
     wide = (torch.float64, torch.complex128)
     return torch.float64 if any(t is not None and t.dtype in wide for t in tensors) else torch.float32
+
+
+def state_dtype(real: torch.dtype, is_complex: bool) -> torch.dtype:
+    """The compute dtype of a state. (`dtype.to_complex()` breaks torch.compile's graph.)"""
+    return torch.promote_types(real, torch.complex64) if is_complex else real

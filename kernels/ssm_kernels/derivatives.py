@@ -125,7 +125,8 @@ class _Operator:
         ctx.options = inputs[self._held :]
 
     def _gradient(self, ctx, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs, saved = ctx.saved_tensors[: self._held], ctx.saved_tensors[self._held :]
+        kept = ctx.saved_tensors  # once: activation checkpointing recomputes at every look
+        inputs, saved = kept[: self._held], kept[self._held :]
         if all(g is None for g in cotangents):
             return (*[None] * self.tensors, *self._nones)
         call = getattr(torch.ops.ssm_kernels, f"{self.name}_backward")
@@ -140,9 +141,9 @@ class _Operator:
 
     def _second(self, ctx, second: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Differentiate the reference's gradients once more, whichever backend made the first."""
-        c = self._cotangents
-        run = self._of_given((*ctx.saved_tensors[c:], *ctx.options))
-        leaves = ctx.saved_tensors[: c + self.tensors]
+        c, kept = self._cotangents, ctx.saved_tensors
+        run = self._of_given((*kept[c:], *ctx.options))
+        leaves = kept[: c + self.tensors]
 
         def spread(given: Sequence[Tensor]) -> list[Tensor | None]:
             it = iter(given)

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ssm_kernels import selective_scan
 from ssm_kernels.selective_scan import native, op, reference
+from torch.utils.checkpoint import checkpoint
 
 BACKENDS = [name for name, probe in op.PROBES.items() if probe("cpu") is None]
 DIFFERENTIABLE = op.TENSORS
@@ -331,8 +332,15 @@ class TestProperties:
         rest = (torch.tensor([0, 4, 9]), None, True, False, "euler", backend, True)
         torch.library.opcheck(torch.ops.ssm_kernels.selective_scan.default, (*leaves, *rest))
 
-    def test_compile_without_graph_break(self, backend):
-        tensors = arguments(rows=2, dtype=torch.float32)
+    def test_activation_checkpointing(self, backend):
+        tensors = arguments(rows=2)
+        actual = gradients(tensors, lambda t: checkpoint(lambda: run(t, backend), use_reentrant=False))
+        expected = gradients(tensors, lambda t: run(t, backend))
+        assert all(torch.equal(actual[name], expected[name]) for name in actual)
+
+    @pytest.mark.parametrize("is_complex", [False, True])
+    def test_compile_without_graph_break(self, backend, is_complex):
+        tensors = arguments(rows=2, dtype=torch.float32, is_complex=is_complex)
         compiled = torch.compile(lambda t: run(t, backend), fullgraph=True, backend="aot_eager")
         for actual, expected in zip(compiled(tensors), run(tensors, backend), strict=True):
             close(actual, expected, 1e-6)

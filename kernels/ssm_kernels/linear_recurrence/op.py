@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import backends, rows
 from ..by_rows import bounds_on_device, rows_or_none
-from ..checks import COMPLEX, FLOATS, Shapes, check_devices, check_dtype, compute_dtype
+from ..checks import COMPLEX, FLOATS, Shapes, check_devices, check_dtype, compute_dtype, state_dtype
 from ..derivatives import register_differentiable
 from . import native, reference
 
@@ -78,7 +78,7 @@ def _check(a, b, initial_state, cu_seqlens, lengths) -> torch.dtype:
             check_dtype(op, name, t, (*FLOATS, *COMPLEX))
     check_devices(op, {**given, **bounds_on_device(cu_seqlens, lengths)})
     dtype = compute_dtype(*given.values())
-    return dtype.to_complex() if any(t is not None and t.is_complex() for t in given.values()) else dtype
+    return state_dtype(dtype, any(t is not None and t.is_complex() for t in given.values()))
 
 
 def _reference(a, b, initial_state, cu_seqlens, lengths, reverse, backend):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends, rows
 from ..by_rows import bounds_on_device, rows_or_none
-from ..checks import COMPLEX, FLOATS, Shapes, check_choice, check_devices, check_dtype, compute_dtype
+from ..checks import COMPLEX, FLOATS, Shapes, check_choice, check_devices, check_dtype, compute_dtype, state_dtype
 from ..derivatives import register_differentiable
 from . import native, reference
 
@@ -80,10 +80,10 @@ def selective_scan(
     """
     dtype = _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, rule)
     chosen = backends.choose("selective_scan", backend, x.device.type, PROBES)
-    state_dtype = dtype.to_complex() if A.is_complex() else dtype
+    wide = state_dtype(dtype, A.is_complex())
     as_state = {"A", "B", "C", "initial_state"}
     given = zip(TENSORS, (x, dt, A, B, C, D, z, dt_bias, initial_state), strict=True)
-    tensors = [t if t is None else t.to(state_dtype if name in as_state else dtype) for name, t in given]
+    tensors = [t if t is None else t.to(wide if name in as_state else dtype) for name, t in given]
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y, last, _ = torch.ops.ssm_kernels.selective_scan(
         *tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, chosen, save
