@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterable
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ class NativeCall:
         self.kept: list[Tensor] = []
         self.point("row", torch.tensor(list(rows), dtype=torch.int64).reshape(-1))
 
+    @overload
+    def point(self, name: str, t: Tensor) -> Tensor: ...
+    @overload
+    def point(self, name: str, t: None) -> None: ...
     def point(self, name: str, t: Tensor | None) -> Tensor | None:
         """Set a pointer field; returns the tensor."""
         if t is not None:

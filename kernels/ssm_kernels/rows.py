@@ -24,7 +24,7 @@ class Row(NamedTuple):
     length: int
 
 
-def check_rows(shapes: Shapes, cu_seqlens: Tensor | None, lengths: Tensor | None) -> int | Tensor:
+def check_rows(shapes: Shapes, cu_seqlens: Tensor | None, lengths: Tensor | None) -> int:
     """Check the shapes and dtypes of the two row arguments (their values are checked by `rows_of`).
 
     Args:

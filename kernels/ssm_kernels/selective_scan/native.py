@@ -144,7 +144,8 @@ def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, rev
     shape = boundaries_shape(A, b * l, len(rows), call.layout.groups) if save else (0,)
     boundaries = torch.empty(shape, dtype=A.real.dtype)
     last = call.packed(len(rows), A)
-    call.point("y", y), call.point("last", last)
+    call.point("y", y)
+    call.point("last", last)
     if save:
         call.point("boundaries", boundaries)
     call.lib.scan_forward_all(ctypes.byref(call.problem))

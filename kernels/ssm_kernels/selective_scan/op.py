@@ -150,13 +150,13 @@ def _fake(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
-    *tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, _ = inputs
+    tensors, (cu_seqlens, lengths, dt_softplus, reverse, rule, backend, _) = inputs[:9], inputs[9:]
     if backend != "native":
         return None
     dy, dlast, _ = cotangents
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
-    the_rows = _rows(tensors[0], cu_seqlens, lengths)
-    grads = native.backward(dy, dlast, *saved, *tensors, the_rows, dt_softplus, reverse, rule)
+    flags = dict(rows=_rows(tensors[0], cu_seqlens, lengths), dt_softplus=dt_softplus, reverse=reverse, rule=rule)
+    grads = native.backward(dy, dlast, saved[0], *tensors, **flags)
     return [g for g in grads if g is not None]
 
 

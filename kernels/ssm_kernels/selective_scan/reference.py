@@ -56,8 +56,8 @@ def selective_scan(
     if rows is not None:
         return _scan_rows(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
     if reverse:
-        flip = (t.flip(1) if t is not None and t.ndim > 2 else t for t in (x, dt, B, C, z))
-        x, dt, B, C, z = flip
+        x, dt, B, C = (t.flip(1) if t.ndim > 2 else t for t in (x, dt, B, C))
+        z = None if z is None else z.flip(1)
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:
