@@ -17,7 +17,7 @@ from ssm_kernels import selective_scan
 from ssm_kernels.selective_scan import reference
 from torch import Tensor, nn
 
-from .cases import Case
+from .cases import CASES, Case
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def installed(package: str) -> bool:
 def why_skipped(impl: str, case: Case, which_pass: str) -> str | None:
     """Why a row is not measured, or None when it is."""
     peer = PEERS[impl]
-    if peer.only and case.name in ("vision", "long", "audio") and case.name not in peer.only:
+    if peer.only and case.name in CASES and case.name not in peer.only:
         return f"measured at {', '.join(peer.only)} only"
     if peer.package and not installed(peer.package):
         return f"{peer.package} is not installed (pip install '.[peers]')"
