@@ -1,6 +1,6 @@
 """Named configurations. Each states its cost on two CPU cores and the score to expect (MSE / MAE, standardised)."""
 
-from .config import PatchConfig, TrainConfig
+from .config import TrainConfig
 
 
 def linear_free() -> TrainConfig:
@@ -14,13 +14,13 @@ def linear_96() -> TrainConfig:
 
 
 def s4d_small() -> TrainConfig:
-    """Bidirectional S4D on patches over LinearSSM, 336 values. Minutes."""
-    return TrainConfig(model="s4d", context_length=336, epochs=5, patch=PatchConfig(d_model=32, num_layers=2))
+    """Bidirectional S4D on patches over LinearSSM, 336 values. ETTh1, 96 steps: 0.363 / 0.386 (seed 0), 2 minutes."""
+    return TrainConfig(model="s4d", context_length=336, epochs=3, steps_per_epoch=60)
 
 
 def mamba_small() -> TrainConfig:
-    """Bidirectional Mamba on patches over LinearSSM, 336 values. Minutes."""
-    return TrainConfig(model="mamba", context_length=336, epochs=5, patch=PatchConfig(d_model=32, num_layers=2))
+    """Bidirectional Mamba on patches over LinearSSM, 336 values. ETTh1, 96 steps: 0.363 / 0.387 (seed 0), 2 minutes."""
+    return TrainConfig(model="mamba", context_length=336, epochs=3, steps_per_epoch=60)
 
 
 RECIPES = {
