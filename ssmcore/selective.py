@@ -1,0 +1,159 @@
+"""The selective part of Mamba by itself: what every model that scans its tokens along routes is made of.
+
+    dt, B, C = x_proj u;   dt = softplus(dt_proj dt)
+    h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t],   y[t] = (C[t] . h[t] + D u[t]) silu(z[t])
+
+Mamba puts one of these between its projections. Vim has two, LocalVim four with a convolution each, VMamba four behind
+one 2-D convolution, PlainMamba one that is used four times. A route is the name of a token order (`ssmcore.orders`);
+"<order>_reversed" is that order from its last token to its first, which is a scan in reverse and no copy of the tokens.
+
+Code to paper: dt = Δ, A = -exp(A_log), B, C, D as there; b batch, l length, d channels, n state size.
+Source: Gu & Dao 2023, Mamba, sec. 3.2-3.6.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .array_types import Float, Order, SegmentBounds, Tokens
+from .functional import at_least_float32, selective_scan
+from .mixers.mamba import inverse_softplus, log_uniform
+from .orders import inverse, order
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which way a scan takes through the tokens."""
+
+    order: str
+    """Key of `ssmcore.orders.ORDERS`."""
+    reverse: bool
+    """From the last token of the order to the first."""
+
+    @classmethod
+    def of(cls, name: str) -> "Route":
+        """The route that a name stands for: an order, or "<order>_reversed". No shapes.
+
+        Raises:
+            ValueError: No such order; gives the near misses.
+        """
+        base = name.removesuffix("_reversed")
+        order(base, 1, 1)
+        return cls(base, base != name)
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether the tokens' grid has to be known."""
+        return self.order != "raster"
+
+    def gather(self, x: Tokens, grid: tuple[int, int] | None) -> Tokens:
+        """The tokens in the route's order (a reversed route's, too: its scan runs backwards), shape of x, (b, l, d).
+
+        Raises:
+            TypeError: The route needs a grid and got none.
+        """
+        return x if not self.needs_grid else x.index_select(1, tables(self.order, *grid)[0].to(x.device))
+
+    def scatter(self, y: Tokens, grid: tuple[int, int] | None) -> Tokens:
+        """The inverse of `gather`, shape of y, (b, l, d). Raises as that."""
+        return y if not self.needs_grid else y.index_select(1, tables(self.order, *grid)[1].to(y.device))
+
+
+@functools.lru_cache(maxsize=256)
+def tables(name: str, h: int, w: int) -> tuple[Order, Order]:
+    """An order and its inverse, on the CPU; kept, so do not write into them.
+
+    Args:
+        name: Key of `ssmcore.orders.ORDERS`.
+        h: Rows.
+        w: Columns.
+    Returns:
+        Two tables, int64, shape (h * w,).
+    Raises:
+        ValueError: No such order, h < 1 or w < 1.
+    """
+    there = order(name, h, w)
+    return there, inverse(there)
+
+
+class SelectiveScan(nn.Module):
+    """The selective scan with its own projections and poles, (b, l, d) to (b, l, d). Raises nothing of its own."""
+
+    def __init__(self, d: int, *, dt_rank: int, d_state: int = 16, dt_min: float = 1e-3, dt_max: float = 0.1):
+        super().__init__()
+        self.dt_rank, self.d_state = dt_rank, d_state
+        self.x_proj = nn.Linear(d, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d, bias=True)
+        with torch.no_grad():
+            self.dt_proj.weight.uniform_(-(dt_rank**-0.5), dt_rank**-0.5)
+            self.dt_proj.bias.copy_(inverse_softplus(log_uniform(d, dt_min, dt_max)))
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d, 1))
+        self.D = nn.Parameter(torch.ones(d))
+
+    def no_decay(self) -> tuple[str, ...]:
+        """Names of the parameters that weight decay should leave alone. No shapes, raises nothing."""
+        return ("A_log", "D", "dt_proj.bias")
+
+    def project(self, u: Tokens) -> tuple[Tokens, Float[torch.Tensor, "b l n"], Float[torch.Tensor, "b l n"]]:
+        """The step before its bias and softplus, float32, shape (b, l, d); and B and C, shape (b, l, n).
+
+        Raises nothing.
+        """
+        low_rank, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        with torch.autocast(u.device.type, enabled=False):
+            weight = at_least_float32(self.dt_proj.weight)
+            return F.linear(low_rank.to(weight.dtype), weight), B, C
+
+    def scan(
+        self,
+        u: Tokens,
+        dt: Tokens,
+        B: Float[torch.Tensor, "b l n"],
+        C: Float[torch.Tensor, "b l n"],
+        *,
+        z: Tokens | None = None,
+        reverse: bool = False,
+        cu_seqlens: SegmentBounds | None = None,
+    ) -> Tokens:
+        """Scan u by given steps and weights.
+
+        Args:
+            u: Input, shape (b, l, d), in the order of the scan, as are dt, B, C and z.
+            dt: Step before bias and softplus, shape (b, l, d).
+            B: Shape (b, l, n).
+            C: Shape (b, l, n).
+            z: Gate, shape (b, l, d).
+            reverse: From the last token to the first.
+            cu_seqlens: Bounds of packed rows, where the state starts anew, shape (r + 1,).
+        Returns:
+            y, shape and dtype of u.
+        Raises:
+            ValueError: A shape disagrees.
+        """
+        return selective_scan(
+            u,
+            dt,
+            -at_least_float32(self.A_log).exp(),
+            B,
+            C,
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_proj.bias,
+            dt_softplus=True,
+            cu_seqlens=cu_seqlens,
+            reverse=reverse,
+        )
+
+    def forward(
+        self,
+        u: Tokens,
+        *,
+        z: Tokens | None = None,
+        reverse: bool = False,
+        cu_seqlens: SegmentBounds | None = None,
+    ) -> Tokens:
+        """Project u and scan it; arguments, result and errors as in `scan`."""
+        return self.scan(u, *self.project(u), z=z, reverse=reverse, cu_seqlens=cu_seqlens)

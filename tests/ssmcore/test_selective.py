@@ -1,0 +1,49 @@
+"""The selective scan module is the inside of Mamba, whichever way the route goes."""
+
+import pytest
+import torch
+
+from ssmcore import create_mixer
+from ssmcore.orders import inverse, order
+from ssmcore.selective import Route, SelectiveScan, tables
+
+
+def test_it_is_the_inside_of_mamba():
+    mamba, x = create_mixer("mamba", 8, d_state=4), torch.randn(2, 7, 8)
+    scan = SelectiveScan(16, dt_rank=1, d_state=4)
+    scan.load_state_dict({name: mamba.state_dict()[name] for name in scan.state_dict()})
+    with torch.no_grad():
+        u, z = mamba.in_proj(x).chunk(2, -1)
+        u = mamba.conv1d.forward(u, None, _context())[0]
+        torch.testing.assert_close(mamba.out_proj(scan(u, z=z)), mamba(x)[0])
+        torch.testing.assert_close(scan(u, z=z, reverse=True), scan(u.flip(1), z=z.flip(1)).flip(1))
+
+
+def _context():
+    from ssmcore.mixer import Context
+
+    return Context()
+
+
+@pytest.mark.parametrize(("name", "base", "reverse"), [("raster", "raster", False), ("snake_reversed", "snake", True)])
+def test_route_names(name, base, reverse):
+    assert Route.of(name) == Route(base, reverse)
+    assert Route.of(name).needs_grid == (base != "raster")
+
+
+def test_unknown_routes_get_near_misses():
+    with pytest.raises(ValueError, match="did you mean 'column'"):
+        Route.of("colum_reversed")
+
+
+@pytest.mark.parametrize("name", ["raster", "column", "window2", "hilbert_reversed"])
+def test_scatter_undoes_gather(name):
+    x, route = torch.randn(2, 12, 3), Route.of(name)
+    torch.testing.assert_close(route.scatter(route.gather(x, (3, 4)), (3, 4)), x)
+    torch.testing.assert_close(route.gather(x, (3, 4)), x[:, order(route.order, 3, 4)])
+
+
+def test_tables_are_an_order_and_its_inverse():
+    there, back = tables("column", 3, 5)
+    assert torch.equal(there, order("column", 3, 5))
+    assert torch.equal(back, inverse(there))

@@ -1,0 +1,101 @@
+"""Read the checkpoints that upstream projects published; the mapping of their names is each family's own.
+
+A family's `checkpoint_filter_fn(state_dict, model)` takes what upstream's training script saved, or this package's own
+weights, and returns weights by this package's names. timm calls it for `pretrained=True`, and `load_checkpoint` here.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = ("model_ema", "state_dict_ema", "model", "state_dict")
+_PREFIXES = ("_orig_mod.", "module.", "backbone.")
+
+
+def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights alone: out of their container, without the prefixes that wrappers and detectors put before them.
+
+    Args:
+        state_dict: Weights by name, or a dict that holds them under "model", "model_ema" or "state_dict" beside others.
+            Averaged weights are taken before the plain ones.
+    Returns:
+        Tensors of any shape by name.
+    Raises:
+        ValueError: It holds no tensors.
+    """
+    for key in _CONTAINERS:
+        if isinstance(inner := state_dict.get(key), Mapping) and inner:
+            state_dict = inner
+            break
+    weights = {}
+    for name, value in state_dict.items():
+        while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
+            name = name.removeprefix(prefix)
+        if isinstance(value, Tensor):
+            weights[name] = value
+    if not weights:
+        raise ValueError(f"checkpoint: no tensors, only {', '.join(map(str, list(state_dict)[:5])) or 'nothing'}")
+    return weights
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint file as it is. No code in it is run.
+
+    Args:
+        path: A .safetensors file, or one that torch.save wrote.
+    Returns:
+        What the file holds: tensors by name, perhaps inside containers.
+    Raises:
+        FileNotFoundError: There is no such file.
+        pickle.UnpicklingError: It holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    # Training scripts save their arguments beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_checkpoint(model: nn.Module, weights: str | Path | Mapping[str, Any]) -> nn.Module:
+    """Load weights that upstream or this package saved, and check that every one found its place.
+
+    Args:
+        model: A model of this package.
+        weights: A file, or its content.
+    Returns:
+        The same model.
+    Raises:
+        ValueError: Names or shapes do not fit the model; says which, and the number of classes where that is the cause.
+        FileNotFoundError, pickle.UnpicklingError: As `read`.
+    """
+    given = weights if isinstance(weights, Mapping) else read(weights)
+    family = sys.modules[type(model).__module__]
+    mapped = family.checkpoint_filter_fn(given, model)
+    expected = model.state_dict()
+    wrong = [
+        f"{name} is {tuple(mapped[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in mapped and mapped[name].shape != value.shape
+    ]
+    wrong += [f"{name} is missing" for name in expected if name not in mapped]
+    wrong += [f"{name} is unknown" for name in mapped if name not in expected]
+    if wrong:
+        raise ValueError(_explain(model, mapped, wrong))
+    model.load_state_dict(mapped)
+    return model
+
+
+def _explain(model: nn.Module, mapped: Mapping[str, Tensor], wrong: list[str]) -> str:
+    shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+    name = f"{model.pretrained_cfg['classifier']}.weight" if getattr(model, "pretrained_cfg", None) else ""
+    classes = ""
+    if name in mapped and mapped[name].shape[0] != model.num_classes:
+        classes = f" The checkpoint has {mapped[name].shape[0]} classes, the model {model.num_classes}."
+    return f"load_checkpoint: the weights do not fit {type(model).__name__}: {shown}.{classes}"
