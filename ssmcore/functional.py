@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Shaped
-from ssm_kernels import associative_scan, causal_conv1d, fft_conv, linear_recurrence, selective_scan
+from ssm_kernels import associative_scan, causal_conv1d, chunked_scan, fft_conv, linear_recurrence, selective_scan
 from torch import Tensor
 
 from . import state as states
@@ -25,6 +25,7 @@ __all__ = [
     "associative_scan",
     "at_least_float32",
     "causal_conv1d",
+    "chunked_scan",
     "damped_modes",
     "fft_conv",
     "linear_recurrence",

@@ -6,8 +6,9 @@ torch.library registration, choice of backend).
 
 from .associative_scan import associative_scan
 from .causal_conv1d import causal_conv1d
+from .chunked_scan import chunked_scan
 from .fft_conv import fft_conv
 from .linear_recurrence import linear_recurrence
 from .selective_scan import selective_scan
 
-__all__ = ["associative_scan", "causal_conv1d", "fft_conv", "linear_recurrence", "selective_scan"]
+__all__ = ["associative_scan", "causal_conv1d", "chunked_scan", "fft_conv", "linear_recurrence", "selective_scan"]
