@@ -19,7 +19,7 @@ _HOME = {
     "LinearSSM": "models.linear_ssm",
     "fit_linear_ssm": "models.ridge",
     "PatchForecaster": "models.patch_forecaster",
-    "load_forecaster": "models",
+    "Forecaster": "forecaster",
 }
 __all__ = sorted(_HOME)
 

@@ -89,9 +89,6 @@ def test_help_explains_every_option(module, capsys):
         assert doc[:30] in text
 
 
-@pytest.mark.xfail(
-    reason="ssmcore/__init__ imports torch; lazy names there make --help answer in a second", strict=False
-)
 def test_help_needs_no_torch(command_env, tmp_path):
     code = "import sys, ssmcore.engine.cli; assert not {'torch', 'lightning', 'pandas'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=command_env, cwd=tmp_path).returncode == 0
