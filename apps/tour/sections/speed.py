@@ -29,7 +29,8 @@ def run(visit: Visit) -> Section:
     ours = next(name for name in ("native", "loop") if ("forward", name) in seconds)
     return Section(
         title="Speed of the scan",
-        summary=_summary(seconds, ours, case),
+        summary=_summary(seconds, ours, case)
+        + (" Other programs were using the cores: roughly." if _busy(result) else ""),
         blocks=[
             Text(
                 "Every selective state-space model here rests on one operator, the selective scan, measured in float32 "
@@ -49,6 +50,12 @@ def run(visit: Visit) -> Section:
             Command("python -m apps.bench scan --threads 1 --case audio", "One second of 16 kHz sound, on one core."),
         ],
     )
+
+
+def _busy(result: dict) -> float:
+    """Cores that other programs used meanwhile, at most; 0 where that is next to nothing."""
+    most = max((b or 0.0 for b in result["machine"]["cores_used_by_others"].values()), default=0.0)
+    return most if most > 0.2 else 0.0
 
 
 def _milliseconds(seconds: dict, which_pass: str) -> dict[str, float]:
@@ -90,16 +97,15 @@ def _table(result: dict) -> Table:
 
 
 def _protocol(result: dict) -> str:
-    machine = result["machine"]
-    busy = [b for b in machine["cores_used_by_others"].values() if b is not None]
+    machine, busy = result["machine"], _busy(result)
     text = (
         f"Measured in one process on {machine['threads']} of {machine['cores']} cores ({machine['cpu']}), in turns, "
         f"for {result['protocol']['budget']:g} s a row; peak memory in a fresh process for each row. The floor is the "
         "work that cannot be avoided, at the rates that this machine was just measured to reach."
     )
-    if busy and max(busy) > 0.1:
+    if busy:
         text += (
-            f" Other programs kept up to {max(busy):.1f} cores busy meanwhile. Rows that synchronise often suffer from "
+            f" Other programs kept up to {busy:.1f} cores busy meanwhile. Rows that synchronise often suffer from "
             "that more than others, so take the ratios as rough."
         )
     skipped = {row["impl"]: row["reason"] for row in result["skipped"]}
