@@ -12,19 +12,33 @@ from ..mixer import Mixer, config_of
 from ..registry import resolve
 from ..wrappers import Bidirectional, ScanOrder
 from .attention import Attention
+from .deltanet import DeltaNet
+from .gated_deltanet import GatedDeltaNet
+from .gla import Gla
 from .gru import Gru
+from .hgrn2 import Hgrn2
+from .kda import Kda
 from .lru import Lru
 from .lstm import Lstm
 from .mamba import Mamba
+from .mamba2 import Mamba2
+from .retnet import RetNet
 from .s4d import S4D
 from .s5 import S5
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "gla": Gla,
     "gru": Gru,
+    "hgrn2": Hgrn2,
+    "kda": Kda,
     "lru": Lru,
     "lstm": Lstm,
     "mamba": Mamba,
+    "mamba2": Mamba2,
+    "retnet": RetNet,
     "s4d": S4D,
     "s5": S5,
 }

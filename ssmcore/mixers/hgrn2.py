@@ -1,0 +1,51 @@
+"""HGRN2: a gated linear RNN with an outer-product state, whose input gate is what the forget gate leaves.
+
+    S[t] = Diag(f[t]) S[t-1] + (1 - f[t]) v[t]^T,   o[t] = S[t]^T silu(q[t]);   f = gamma + (1 - gamma) sigmoid(k)
+
+The published model learns gamma for each layer, rising with depth from 0; here it is an option of each layer.
+Source: Qin et al. 2024, HGRN2: gated linear RNNs with state expansion, sec. 3.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..array_types import HeadTokens, Tokens
+from ..mixer import Context
+from ..state import State
+from .matrix_memory import MatrixMemory, MatrixMemoryConfig, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hgrn2Config(MatrixMemoryConfig):
+    """Options of HGRN2."""
+
+    lower_bound: float = 0.0
+    """gamma, the smallest forget gate, in [0, 1): the larger, the longer the layer remembers."""
+
+    def __post_init__(self):
+        if not 0 <= self.lower_bound < 1:
+            raise ValueError(f"Hgrn2Config: lower_bound={self.lower_bound}, expected in [0, 1)")
+
+
+class Hgrn2(MatrixMemory):
+    """The HGRN2 layer, (b, l, d_model) to (b, l, d_model). State: memory (b, h, n, p).
+
+    Raises:
+        ValueError: The heads do not divide the keys or the values.
+    """
+
+    Config = Hgrn2Config
+    examples = ({}, {"num_heads": 2, "lower_bound": 0.5, "expand_v": 1.5, "chunk": 4})
+    gate = None
+
+    def weigh(
+        self, x: Tokens, q: HeadTokens, k: HeadTokens, v: HeadTokens, state: State | None, ctx: Context
+    ) -> Weights:
+        """Keys and decays of one forget gate; see MatrixMemory.weigh."""
+        gamma = self.config.lower_bound
+        write = (1 - gamma) * torch.sigmoid(-k)
+        # Without a bound, the logarithm of a closed gate is out of reach for 1 - write.
+        log_forget = torch.log1p(-write) if gamma > 0 else F.logsigmoid(k)
+        return Weights(F.silu(q), write, v, log_forget)
