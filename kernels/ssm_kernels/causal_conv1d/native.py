@@ -17,7 +17,12 @@ Problem = structure(
     ("row x weight bias h0 y last dy dlast dx dweight dbias dh0", POINTER),
 )
 
-NARROWEST, WIDEST = 32, 128  # channels in a block: whole cache lines, and a chunk that fits the first-level cache
+NARROWEST = 32  # channels in a block, so that memory is read in whole cache lines
+
+
+def widest(w: int) -> int:
+    """The most channels in a block: few taps stream best in whole steps, many read the first-level cache again."""
+    return 512 if w <= 8 else 128
 
 
 @functools.cache
@@ -36,7 +41,7 @@ class Call(NativeCall):
         super().__init__(p, rows)
         p.row_groups = max(1, min(len(rows), 4 * threads))
         wanted = 1 if threads == 1 else -(-2 * threads // p.row_groups)
-        blocks = max(-(-d // WIDEST), min(wanted, d // NARROWEST), 1)
+        blocks = max(-(-d // widest(w)), min(wanted, d // NARROWEST), 1)
         p.block = max(16, -(-d // blocks) + 15 & ~15)
         p.blocks = -(-d // p.block)
         self.point_steps("x", x)

@@ -28,6 +28,13 @@ def library(double: bool, is_complex: bool) -> ctypes.CDLL:
     return native_build.load(Path(__file__).with_name("native.c"), tuple(defines))
 
 
+def blocks_wanted(rows: int, threads: int) -> int:
+    """Into how many blocks channels are cut: as few as keep the threads busy, for whole steps stream best."""
+    if rows >= 4 * threads or rows % threads == 0:
+        return 1
+    return 2 if rows > threads else -(-threads // rows)
+
+
 def pieces_of(tasks: int, length: int, threads: int) -> int:
     """Into how many pieces rows are cut: one, unless at least half of the threads would have nothing to do."""
     spare = threads // max(tasks, 1)
@@ -43,8 +50,7 @@ class Call(NativeCall):
         d, threads = b.shape[2] * self.planes, torch.get_num_threads()
         p = Problem(rows=len(rows), d=d, reverse=reverse, constant_a=a.ndim == 1, threads=threads)
         super().__init__(p, rows)
-        wanted = 1 if threads == 1 else -(-2 * threads // max(len(rows), 1))
-        blocks = max(1, min(wanted, d // NARROWEST))
+        blocks = max(1, min(blocks_wanted(len(rows), threads), d // NARROWEST))
         p.block = max(16, -(-d // blocks) + 15 & ~15)
         p.blocks = -(-d // p.block)
         p.pieces = pieces_of(len(rows) * p.blocks, max((row.length for row in rows), default=0), threads)
