@@ -55,11 +55,19 @@ class Route:
         Raises:
             TypeError: The route needs a grid and got none.
         """
-        return x if not self.needs_grid else x.index_select(1, tables(self.order, *grid)[0].to(x.device))
+        if not self.needs_grid:
+            return x
+        if self.order == "column":  # the table of a transposition, which needs no table and exports with any size
+            return x.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
+        return x.index_select(1, _table(x, self.order, *grid, False))
 
     def scatter(self, y: Tokens, grid: tuple[int, int] | None) -> Tokens:
         """The inverse of `gather`, shape of y, (b, l, d). Raises as that."""
-        return y if not self.needs_grid else y.index_select(1, tables(self.order, *grid)[1].to(y.device))
+        if not self.needs_grid:
+            return y
+        if self.order == "column":
+            return y.unflatten(1, (grid[1], grid[0])).transpose(1, 2).flatten(1, 2)
+        return y.index_select(1, _table(y, self.order, *grid, True))
 
 
 @functools.lru_cache(maxsize=256)
@@ -77,6 +85,17 @@ def tables(name: str, h: int, w: int) -> tuple[Order, Order]:
     """
     there = order(name, h, w)
     return there, inverse(there)
+
+
+@torch.library.custom_op("ssmcore::order_table", mutates_args=())
+def _table(like: torch.Tensor, name: str, h: int, w: int, back: bool) -> torch.Tensor:
+    """An order or its inverse on the device of `like`: an operator, so that compilers do not look inside."""
+    return tables(name, h, w)[back].to(like.device, copy=True)
+
+
+@_table.register_fake
+def _(like, name, h, w, back):
+    return like.new_empty(h * w, dtype=torch.int64)
 
 
 class SelectiveScan(nn.Module):

@@ -101,4 +101,6 @@ class RoutedMamba(Mixer):
             y = scan(v, z=route.gather(z, grid), reverse=route.reverse, cu_seqlens=ctx.cu_seqlens)
             outputs.append(route.scatter(y, grid))
         y = functools.reduce(torch.add, outputs)
-        return self.out_proj(y / len(outputs) if self.config.combine == "mean" else y), None
+        if self.config.combine == "mean":
+            y = y.mul_(1 / len(outputs)) if len(outputs) > 1 else y
+        return self.out_proj(y), None

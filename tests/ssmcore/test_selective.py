@@ -47,3 +47,26 @@ def test_tables_are_an_order_and_its_inverse():
     there, back = tables("column", 3, 5)
     assert torch.equal(there, order("column", 3, 5))
     assert torch.equal(back, inverse(there))
+
+
+@pytest.mark.parametrize("name", ["column", "snake"])
+def test_routes_compile_and_go_back(name):
+    route = Route.of(name)
+
+    def there_and_back(x, h, w):
+        return route.scatter(route.gather(x, (h, w)) * 2, (h, w))
+
+    compiled, x = torch.compile(there_and_back, fullgraph=True, backend="aot_eager"), torch.randn(2, 12, 3)
+    torch.testing.assert_close(compiled(x, 3, 4), 2 * x)
+    torch.testing.assert_close(compiled(x, 2, 6), 2 * x)
+
+
+def test_routes_export():
+    class Along(torch.nn.Module):
+        def forward(self, x):
+            return Route.of("window2").gather(x, (3, 4))
+
+    x = torch.randn(2, 12, 3)
+    program = torch.export.export(Along(), (x,))
+    tables.cache_clear()
+    torch.testing.assert_close(program.module()(x), x[:, order("window2", 3, 4)])

@@ -1,4 +1,4 @@
-"""Vim against a slow oracle that knows only upstream's names, and what is its own: class token, positions, directions."""
+"""Vim against a slow oracle that knows upstream's names only; its class token, positions and directions."""
 
 import math
 
