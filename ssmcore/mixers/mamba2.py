@@ -74,7 +74,7 @@ class Mamba2(Mixer):
     """
 
     Config = Mamba2Config
-    examples = ({"d_state": 16}, {"d_state": 3, "headdim": 4, "ngroups": 2, "d_conv": 2, "chunk": 16})
+    examples = ({"d_state": 16, "headdim": 4}, {"d_state": 3, "headdim": 4, "ngroups": 2, "d_conv": 2, "chunk": 16})
     takes_dt = True
     residual_out = ("out_proj.weight",)
 
