@@ -22,6 +22,7 @@ from .lru import Lru
 from .lstm import Lstm
 from .mamba import Mamba
 from .mamba2 import Mamba2
+from .mamba3 import Mamba3
 from .retnet import RetNet
 from .s4d import S4D
 from .s5 import S5
@@ -38,6 +39,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "lstm": Lstm,
     "mamba": Mamba,
     "mamba2": Mamba2,
+    "mamba3": Mamba3,
     "retnet": RetNet,
     "s4d": S4D,
     "s5": S5,
