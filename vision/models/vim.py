@@ -22,19 +22,19 @@ from timm.layers import lecun_normal_, resample_abs_pos_embed, to_2tuple, trunc_
 from timm.layers.format import Format, nchw_to
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
-from timm.models._features_fx import register_notrace_function, register_notrace_module
+from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssmcore import Bidirectional, build_mixer
 from ssmcore.array_types import Float, Tokens
-from ssmcore.blocks import Residual, RMSNorm
-from ssmcore.functional import at_least_float32
-from ssmcore.mixer import Context, Mixer
+from ssmcore.blocks import RMSNorm
+from ssmcore.mixer import Mixer
 from ssmcore.mixers import MixerSpec
 from ssmcore.mixers.routed_mamba import RoutedMamba
 from ssmcore.wrappers import BidirectionalConfig
 
+from .blocks import TokenBlock, undecayed
 from .checkpoint import unwrap
 
 Grid = tuple[int, int]
@@ -61,18 +61,6 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Float[Tensor, "b c height width"]) -> Float[Tensor, "b h w d"]:
         """Cut and embed. Raises RuntimeError for an image below one patch."""
         return nchw_to(self.proj(x), Format.NHWC)
-
-
-@register_notrace_module
-class TokenBlock(Residual):
-    """A residual branch that takes and returns tokens alone, (b, l, d), the stream in float32. Raises nothing."""
-
-    def forward(self, x: Tokens) -> Tokens:
-        """tokens + mixer(norm(tokens)), shape (b, l, d). Raises nothing."""
-        return super().forward(at_least_float32(x), None, Context())[0]
-
-
-register_notrace_module(RMSNorm)
 
 
 def split_middle(tokens: Tokens) -> tuple[Tokens, Tokens]:
@@ -193,8 +181,7 @@ class Vim(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay. No shapes, raises nothing."""
-        mixers = [(f"blocks.{i}.mixer.{name}", spec) for i, b in enumerate(self.blocks) for name, spec in _specs(b)]
-        return {"pos_embed", "cls_token"} | {name for name, spec in mixers if not spec.decay}
+        return {"pos_embed", "cls_token"} | undecayed(self)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -341,10 +328,6 @@ def _two_way(spec: MixerSpec | None, d: int) -> Mixer:
             f"Vim: mixer {type(mixer).__name__} needs {sorted(mixer.needs)}, but tokens with cls are no grid"
         )
     return Bidirectional(d, BidirectionalConfig(mixer=spec, combine="mean")) if mixer.causal else mixer
-
-
-def _specs(block: nn.Module):
-    return block.mixer.param_spec().items()
 
 
 _WEIGHTS = {

@@ -28,31 +28,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ssmcore import ScanOrder, build_mixer
 from ssmcore.array_types import Float
-from ssmcore.blocks import LayerNorm, Mlp, MlpConfig, Residual
-from ssmcore.functional import at_least_float32
-from ssmcore.mixer import Context, Mixer
+from ssmcore.blocks import LayerNorm, Mlp, MlpConfig
+from ssmcore.mixer import Mixer
 from ssmcore.mixers import MixerSpec
 from ssmcore.mixers.grid_mamba import GridMamba, GridMambaConfig
 from ssmcore.wrappers import ScanOrderConfig
 
+from .blocks import Map, MapBlock, undecayed
 from .checkpoint import unwrap
 
-Map = Float[Tensor, "b h w d"]
 Embedding = Literal["overlapping", "separate"]
 """overlapping: convolutions of side 3 and stride 2.  separate: patches of 4 x 4, then merging of 2 x 2 cells."""
-
-register_notrace_module(LayerNorm)
-
-
-@register_notrace_module
-class MapBlock(Residual):
-    """A residual branch on a map, (b, h, w, d), the stream in float32; its mixer is told the grid. Raises nothing."""
-
-    def forward(self, x: Map) -> Map:
-        """map + mixer(norm(map)), shape (b, h, w, d). Raises nothing."""
-        grid = (x.shape[1], x.shape[2])
-        y, _ = super().forward(at_least_float32(x).flatten(1, 2), None, Context(shared={"grid": grid}))
-        return y.unflatten(1, grid)
 
 
 class ConvNorm(nn.Module):
@@ -172,11 +158,7 @@ class VMamba(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay. No shapes, raises nothing."""
-        blocks = {name: module for name, module in self.named_modules() if isinstance(module, MapBlock)}
-        specs = [
-            (f"{at}.mixer.{name}", spec) for at, b in blocks.items() for name, spec in b.mixer.param_spec().items()
-        ]
-        return {name for name, spec in specs if not spec.decay}
+        return undecayed(self)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Residual branches that stand in a timm model: one tensor in, one out, and whole in a graph that timm traces.
+
+b batch, l tokens, h and w the sides of a map, d channels; the stream is float32 whatever the type of the weights.
+"""
+
+from timm.models._features_fx import register_notrace_module
+from torch import Tensor, nn
+
+from ssmcore.array_types import Float, Tokens
+from ssmcore.blocks import LayerNorm, Residual, RMSNorm
+from ssmcore.functional import at_least_float32
+from ssmcore.mixer import Context
+
+Map = Float[Tensor, "b h w d"]
+"""An image of feature vectors, channel-last."""
+
+register_notrace_module(RMSNorm)
+register_notrace_module(LayerNorm)
+
+
+@register_notrace_module
+class TokenBlock(Residual):
+    """A residual branch on a sequence, (b, l, d) to (b, l, d). Raises nothing."""
+
+    def forward(self, x: Tokens) -> Tokens:
+        """tokens + mixer(norm(tokens)), shape (b, l, d). Raises nothing."""
+        return super().forward(at_least_float32(x), None, Context())[0]
+
+
+@register_notrace_module
+class MapBlock(Residual):
+    """A residual branch on a map, (b, h, w, d) to (b, h, w, d); its mixer is told the grid. Raises nothing."""
+
+    def forward(self, x: Map) -> Map:
+        """map + mixer(norm(map)), shape (b, h, w, d). Raises nothing."""
+        grid = (x.shape[1], x.shape[2])
+        y, _ = super().forward(at_least_float32(x).flatten(1, 2), None, Context(shared={"grid": grid}))
+        return y.unflatten(1, grid)
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Names of the parameters that the mixers of a model ask to keep out of weight decay. No shapes, raises nothing."""
+    branches = {at: module for at, module in model.named_modules() if isinstance(module, Residual)}
+    specs = [(f"{at}.mixer.{name}", spec) for at, b in branches.items() for name, spec in b.mixer.param_spec().items()]
+    return {name for name, spec in specs if not spec.decay}
