@@ -2,7 +2,8 @@
 
     S[t] = Diag(f[t]) S[t-1] + (1 - f[t]) v[t]^T,   o[t] = S[t]^T silu(q[t]);   f = gamma + (1 - gamma) sigmoid(k)
 
-The published model learns gamma for each layer, rising with depth from 0; here it is an option of each layer.
+gamma rises with depth from 0, so that deep layers remember longer: by default as at the start of the published model,
+which learns it; here it is fixed.
 Source: Qin et al. 2024, HGRN2: gated linear RNNs with state expansion, sec. 3.
 """
 
@@ -21,12 +22,21 @@ from .matrix_memory import MatrixMemory, MatrixMemoryConfig, Weights
 class Hgrn2Config(MatrixMemoryConfig):
     """Options of HGRN2."""
 
-    lower_bound: float = 0.0
-    """gamma, the smallest forget gate, in [0, 1): the larger, the longer the layer remembers."""
+    lower_bound: float | None = None
+    """gamma, the smallest forget gate, in [0, 1): the larger, the longer the layer remembers. None rises with depth."""
+    layer_index: int = 0
+    """The layer's place in its stack, from 0; a Stack fills it in."""
+    num_layers: int = 1
+    """Layers of the stack."""
 
     def __post_init__(self):
-        if not 0 <= self.lower_bound < 1:
-            raise ValueError(f"Hgrn2Config: lower_bound={self.lower_bound}, expected in [0, 1)")
+        if not 0 <= self.gamma < 1:
+            raise ValueError(f"Hgrn2Config: the lower bound is {self.gamma}, expected in [0, 1)")
+
+    @property
+    def gamma(self) -> float:
+        """The lower bound that holds. No shapes, raises nothing."""
+        return self.layer_index / self.num_layers if self.lower_bound is None else self.lower_bound
 
 
 class Hgrn2(MatrixMemory):
@@ -44,7 +54,7 @@ class Hgrn2(MatrixMemory):
         self, x: Tokens, q: HeadTokens, k: HeadTokens, v: HeadTokens, state: State | None, ctx: Context
     ) -> Weights:
         """Keys and decays of one forget gate; see MatrixMemory.weigh."""
-        gamma = self.config.lower_bound
+        gamma = self.config.gamma
         write = (1 - gamma) * torch.sigmoid(-k)
         # Without a bound, the logarithm of a closed gate is out of reach for 1 - write.
         log_forget = torch.log1p(-write) if gamma > 0 else F.logsigmoid(k)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssmcore import create_mixer
+from ssmcore import Stack, create_mixer
 from ssmcore.mixer import Context
 
 
@@ -46,5 +46,12 @@ def test_a_closed_gate_has_a_gradient():
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="lower_bound=1"):
-        create_mixer("hgrn2", 8, lower_bound=1.0)
+    for options in ({"lower_bound": 1.0}, {"layer_index": 4, "num_layers": 4}):
+        with pytest.raises(ValueError, match="lower bound is 1"):
+            create_mixer("hgrn2", 8, **options)
+
+
+def test_deep_layers_remember_longer():
+    mixers = Stack(8, "hgrn2*4").mixers
+    assert [mixer.config.gamma for mixer in mixers] == [0, 0.25, 0.5, 0.75]
+    assert Stack(8, "hgrn2*2", mixers={"hgrn2": {"lower_bound": 0.9}}).mixers[0].config.gamma == 0.9
