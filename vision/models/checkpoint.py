@@ -72,11 +72,14 @@ def load_checkpoint(model: nn.Module, weights: str | Path | Mapping[str, Any]) -
     Returns:
         The same model.
     Raises:
-        ValueError: Names or shapes do not fit the model; says which, and the number of classes where that is the cause.
+        ValueError: The model is none of this package; or names or shapes do not fit it: says which, and the number of
+            classes where that is the cause.
         FileNotFoundError, pickle.UnpicklingError: As `read`.
     """
     given = weights if isinstance(weights, Mapping) else read(weights)
     family = sys.modules[type(model).__module__]
+    if not hasattr(family, "checkpoint_filter_fn") or not type(model).__module__.startswith(__package__):
+        raise ValueError(f"load_checkpoint: model is a {type(model).__name__}, expected a model of {__package__}")
     mapped = family.checkpoint_filter_fn(given, model)
     expected = model.state_dict()
     wrong = [

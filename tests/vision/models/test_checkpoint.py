@@ -63,3 +63,5 @@ def test_what_does_not_fit_is_named():
     assert all(torch.equal(value, kept[key]) for key, value in before.state_dict().items())
     with pytest.raises(ValueError, match="and 12 more"):
         vision.load_checkpoint(model(depth=2), model().state_dict())
+    with pytest.raises(ValueError, match="model is a Linear, expected a model of vision.models"):
+        vision.load_checkpoint(torch.nn.Linear(2, 2), {"weight": torch.zeros(2, 2)})

@@ -184,9 +184,10 @@ def test_parameter_groups(name):
 
 
 @every_model
-def test_autocast_in_bfloat16(name):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(name, dtype):
     model = timm.create_model(name, num_classes=10).train()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         y = model(image(2))
     y.float().square().mean().backward()
     assert y.isfinite().all()
