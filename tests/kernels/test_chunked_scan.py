@@ -243,24 +243,30 @@ class TestProperties:
         assert torch.autograd.gradcheck(outputs, leaves)
         assert torch.autograd.gradgradcheck(outputs, leaves)
 
-    def test_opcheck(self, backend, decay, delta):
-        tensors = arguments(b=1, l=5, rows=1, decay=decay, delta=delta, dtype=torch.float32)
-        leaves = [t if t is None else t.requires_grad_() for t in tensors.values()]
-        options = (False, 4, backend)
-        packed = (*leaves[:-1], None, torch.tensor([0, 2, 5]), None, *options)
-        torch.library.opcheck(torch.ops.ssm_kernels.chunked_scan.default, packed)
-        plain = (*leaves, None, None, *options)
-        torch.library.opcheck(torch.ops.ssm_kernels.chunked_scan.default, plain)
-        made = torch.ops.ssm_kernels.chunked_scan(*plain)
-        cotangents = [torch.randn_like(t) for t in made]
-        torch.library.opcheck(torch.ops.ssm_kernels.chunked_scan_backward.default, (*cotangents, *plain))
 
-    def test_compile_without_graph_break(self, backend, decay, delta):
-        tensors = arguments(rows=2, decay=decay, delta=delta, dtype=torch.float32)
-        torch.compiler.reset()  # one compilation for each kind would pass torch's limit
-        compiled = torch.compile(lambda t: run(t, backend), fullgraph=True, backend="aot_eager")
-        all_close(compiled(tensors), run(tensors, backend), 1e-6)
-        all_close(gradients(tensors, compiled), gradients(tensors, lambda t: run(t, backend)), 1e-6)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("decay", "delta"), [KINDS[0], KINDS[-1]])
+def test_opcheck(backend, decay, delta):
+    tensors = arguments(b=1, l=5, rows=1, decay=decay, delta=delta, dtype=torch.float32)
+    leaves = [t if t is None else t.requires_grad_() for t in tensors.values()]
+    options = (False, 4, backend)
+    packed = (*leaves[:-1], None, torch.tensor([0, 2, 5]), None, *options)
+    torch.library.opcheck(torch.ops.ssm_kernels.chunked_scan.default, packed)
+    plain = (*leaves, None, None, *options)
+    torch.library.opcheck(torch.ops.ssm_kernels.chunked_scan.default, plain)
+    made = torch.ops.ssm_kernels.chunked_scan(*plain)
+    cotangents = [torch.randn_like(t) for t in made]
+    torch.library.opcheck(torch.ops.ssm_kernels.chunked_scan_backward.default, (*cotangents, *plain))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("decay", "delta"), [KINDS[0], KINDS[-1]])
+def test_compile_without_graph_break(backend, decay, delta):
+    tensors = arguments(rows=2, decay=decay, delta=delta, dtype=torch.float32)
+    torch.compiler.reset()  # one compilation for each kind would pass torch's limit
+    compiled = torch.compile(lambda t: run(t, backend), fullgraph=True, backend="aot_eager")
+    all_close(compiled(tensors), run(tensors, backend), 1e-6)
+    all_close(gradients(tensors, compiled), gradients(tensors, lambda t: run(t, backend)), 1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
