@@ -85,9 +85,7 @@ class Mamba2(Mixer):
         self.headdim = p = c.headdim or max(i for i in range(1, min(d, 64) + 1) if d % i == 0)
         self.num_heads = h = d // p
         if d % p or h % c.ngroups:
-            raise ValueError(
-                f"Mamba2: {d} inner channels, heads of {p} and {c.ngroups} groups do not divide"
-            )
+            raise ValueError(f"Mamba2: {d} inner channels, heads of {p} and {c.ngroups} groups do not divide")
         self.d_shared = c.ngroups * c.d_state
         self.in_proj = nn.Linear(d_model, 2 * d + 2 * self.d_shared + h, bias=False)
         self.conv1d = ShortConv(d + 2 * self.d_shared, c.d_conv)
