@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .rows import Row
 
+_LARGE = 1 << 20  # bytes; smaller tensors mostly reuse memory that the process has already
+
 INTEGER, POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -16,6 +18,19 @@ def structure(*fields: tuple[str, type]) -> type[ctypes.Structure]:
     """A C struct, its fields given as (names separated by spaces, INTEGER or POINTER), in the order of the C file."""
     pairs = [(name, kind) for names, kind in fields for name in names.split()]
     return type("Problem", (ctypes.Structure,), {"_fields_": pairs})
+
+
+def fresh(library: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, zero: bool = False) -> Tensor:
+    """A new CPU tensor of this shape, its pages brought in at once if it is large; filled with zeros or not at all."""
+    t = torch.empty(shape, dtype=dtype)
+    if t.nbytes >= _LARGE:
+        library.ssm_page_in(t.data_ptr(), t.nbytes, torch.get_num_threads())
+    return t.zero_() if zero else t
+
+
+def output_like(library: ctypes.CDLL, x: Tensor, rows: Iterable[Row]) -> Tensor:
+    """A contiguous output of x's shape (b, l, ...); zeros only where the rows leave steps out."""
+    return fresh(library, tuple(x.shape), x.dtype, zero=not covers(rows, x.shape[0], x.shape[1]))
 
 
 class NativeCall:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native_build
-from ..native_call import INTEGER, POINTER, NativeCall, covers, structure
+from ..native_call import INTEGER, POINTER, NativeCall, output_like, structure
 from ..rows import Row
 
 Problem = structure(
@@ -65,16 +65,12 @@ class Call(NativeCall):
             self.point("map_b", b.new_empty(len(rows), p.pieces, b.shape[2]))
 
 
-def _like(b: Tensor, rows: list[Row]) -> Tensor:
-    return b.new_empty(b.shape) if covers(rows, b.shape[0], b.shape[1]) else b.new_zeros(b.shape)
-
-
 def forward(
     a: Tensor, b: Tensor, initial_state: Tensor | None, rows: list[Row], reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """h (b, l, d) and the last state (rows, d)."""
     call = Call(a, b, initial_state, rows, reverse)
-    h, last = _like(b, rows), b.new_empty(len(rows), b.shape[2])
+    h, last = output_like(call.lib, b, rows), b.new_empty(len(rows), b.shape[2])
     call.point_steps("h", h)
     call.point("last", last)
     call.lib.recurrence_forward(ctypes.byref(call.problem))
@@ -96,8 +92,8 @@ def backward(
     call.point_steps("h", h)
     call.point_steps("dh", dh)
     call.point_packed("dlast", dlast)
-    db = _like(b, rows)
-    da = b.new_zeros(len(rows) * call.problem.pieces, b.shape[2]) if a.ndim == 1 else _like(b, rows)
+    db = output_like(call.lib, b, rows)
+    da = b.new_zeros(len(rows) * call.problem.pieces, b.shape[2]) if a.ndim == 1 else output_like(call.lib, b, rows)
     call.point("da", da)
     call.point("db", db)
     grads = [da, db]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native_build
-from ..native_call import INTEGER, POINTER, NativeCall, covers, structure
+from ..native_call import INTEGER, POINTER, NativeCall, fresh, output_like, structure
 from ..rows import Row
 
 RULE_CODES = {"euler": 0, "zoh": 1, "bilinear": 2}
@@ -130,19 +130,16 @@ class Call(NativeCall):
 
     def packed(self, rows: int, A: Tensor, zero: bool = False) -> Tensor:
         """A buffer for `rows` packed (d, n) arrays."""
-        make = torch.zeros if zero else torch.empty
         shape = (rows, self.layout.tiles, A.shape[1], 2 if A.is_complex() else 1, self.layout.tile)
-        return make(shape, dtype=A.real.dtype)
+        return fresh(self.lib, shape, A.real.dtype, zero)
 
 
 def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule, save: bool):
     """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`)."""
     call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
-    b, l, d = x.shape
-    make = torch.empty if covers(rows, b, l) else torch.zeros
-    y = make(b, l, d, dtype=x.dtype)
-    shape = boundaries_shape(A, b * l, len(rows), call.layout.groups) if save else (0,)
-    boundaries = torch.empty(shape, dtype=A.real.dtype)
+    y, tokens = output_like(call.lib, x, rows), x.shape[0] * x.shape[1]
+    shape = boundaries_shape(A, tokens, len(rows), call.layout.groups) if save else (0,)
+    boundaries = fresh(call.lib, shape, A.real.dtype)
     last = call.packed(len(rows), A)
     call.point("y", y)
     call.point("last", last)
@@ -157,12 +154,11 @@ def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state
     call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
     p, layout, is_complex = call.problem, call.layout, A.is_complex()
     b, l, d = x.shape
-    make = torch.empty if covers(rows, b, l) else torch.zeros
     call.point_steps("dy", dy)
     call.point("dlast", None if dlast is None else layout.pack(dlast))
     call.point("boundaries", boundaries)
-    dx, ddt = (call.point(name, make(b, l, d, dtype=x.dtype)) for name in ("dx", "ddt"))
-    dz = None if z is None else call.point("dz", make(b, l, d, dtype=x.dtype))
+    dx, ddt = (call.point(name, output_like(call.lib, x, rows)) for name in ("dx", "ddt"))
+    dz = None if z is None else call.point("dz", output_like(call.lib, x, rows))
     dA = call.point("dA", call.packed(p.row_groups, A, zero=True))
     dD, dbias = (call.point(name, torch.empty(p.row_groups, d, dtype=x.dtype)) for name in ("dD", "dbias"))
     dh0 = None if initial_state is None else call.point("dh0", call.packed(len(rows), A))
@@ -170,8 +166,8 @@ def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state
     def projection_buffer(name: str, M: Tensor) -> Tensor:
         if M.ndim == 2:
             return call.point(name, call.packed(p.row_groups, A, zero=True))
-        planes = (2,) if is_complex else ()
-        return call.point(name, torch.zeros(p.blocks, b, l, layout.groups, A.shape[1], *planes, dtype=x.dtype))
+        shape = (p.blocks, b, l, layout.groups, A.shape[1], *([2] if is_complex else []))
+        return call.point(name, fresh(call.lib, shape, x.dtype, zero=True))
 
     dB, dC = projection_buffer("dB", B), projection_buffer("dC", C)
     call.lib.scan_backward_all(ctypes.byref(p))
