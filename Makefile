@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-THREADS ?= 2
+# Test processes; waiting threads sleep, so that two processes of two threads do not fight for two cores.
+WORKERS ?= 2
+TEST   := env OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive MPLBACKEND=Agg $(VENV)/bin/python -m pytest -n $(WORKERS)
 STAMP  := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
 .PHONY: demo test test-slow lint types bench clean
@@ -11,10 +13,10 @@ demo: $(STAMP)
 	$(BIN)/python -m apps.tour
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(TEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

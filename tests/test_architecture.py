@@ -129,7 +129,16 @@ def test_public_functions_are_documented(path, node):
 
 def test_core_imports_without_its_optional_company():
     """`import ssmcore` needs torch alone of the large packages."""
-    blocked = ("triton", "lightning", "pytorch_lightning", "timm", "gluonts", "torch_geometric", "torchaudio", "matplotlib")
+    blocked = (
+        "triton",
+        "lightning",
+        "pytorch_lightning",
+        "timm",
+        "gluonts",
+        "torch_geometric",
+        "torchaudio",
+        "matplotlib",
+    )
     code = (
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"

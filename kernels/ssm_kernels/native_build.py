@@ -165,7 +165,6 @@ def _start(library: ctypes.CDLL) -> ctypes.CDLL:
     parallel = _torch_parallel()
     library.ssm_set_parallel.argtypes = [ctypes.c_void_p]
     library.ssm_set_parallel(parallel)
-    library.ssm_page_in.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     return library
 
 

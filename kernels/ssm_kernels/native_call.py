@@ -7,9 +7,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from . import buffers
 from .rows import Row
-
-_LARGE = 1 << 20  # bytes; smaller tensors mostly reuse memory that the process has already
 
 INTEGER, POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -20,17 +19,10 @@ def structure(*fields: tuple[str, type]) -> type[ctypes.Structure]:
     return type("Problem", (ctypes.Structure,), {"_fields_": pairs})
 
 
-def fresh(library: ctypes.CDLL, shape: tuple[int, ...], dtype: torch.dtype, zero: bool = False) -> Tensor:
-    """A new CPU tensor of this shape, its pages brought in at once if it is large; filled with zeros or not at all."""
-    t = torch.empty(shape, dtype=dtype)
-    if t.nbytes >= _LARGE:
-        library.ssm_page_in(t.data_ptr(), t.nbytes, torch.get_num_threads())
-    return t.zero_() if zero else t
-
-
-def output_like(library: ctypes.CDLL, x: Tensor, rows: Iterable[Row]) -> Tensor:
+def output_like(x: Tensor, rows: Iterable[Row]) -> Tensor:
     """A contiguous output of x's shape (b, l, ...); zeros only where the rows leave steps out."""
-    return fresh(library, tuple(x.shape), x.dtype, zero=not covers(rows, x.shape[0], x.shape[1]))
+    y = buffers.empty(tuple(x.shape), x.dtype)
+    return y if covers(rows, x.shape[0], x.shape[1]) else y.zero_()
 
 
 class NativeCall:

@@ -3,7 +3,6 @@
  * A native file is compiled once per element type: with -DSSM_DOUBLE for float64, with -DSSM_COMPLEX for complex states.
  * Vectors are GCC/Clang vector extensions of the machine's own width (AVX-512, AVX2, SSE, NEON), lanes are channels.
  */
-#define _DEFAULT_SOURCE
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -195,34 +194,4 @@ static void run_tasks(void (*task)(void *, int64_t), void *problem, int64_t coun
     if (threads > 1 && parallel_region) parallel_region(take_tasks, &q, (unsigned)threads, 0);
     else take_tasks(&q);
 }
-/* A fresh output's pages cost more to fault in one by one (about a microsecond each) than to fill: ask for huge pages, and
- * for all of them at once, on all threads. Pages that are there already cost nothing. */
-#if defined(__linux__)
-#include <sys/mman.h>
-#ifndef MADV_HUGEPAGE
-#define MADV_HUGEPAGE 14
-#endif
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23 /* Linux 5.14; older kernels refuse it, and pages then come as they are touched */
-#endif
-#define PAGE_IN_SLICE ((uintptr_t)2 << 20)
-
-typedef struct {
-    uintptr_t start, end;
-} range;
-static void page_in_slice(void *argument, int64_t index) {
-    const range *r = argument;
-    uintptr_t from = r->start + (uintptr_t)index * PAGE_IN_SLICE, to = from + PAGE_IN_SLICE;
-    madvise((void *)from, (to < r->end ? to : r->end) - from, MADV_POPULATE_WRITE);
-}
-EXPORT void ssm_page_in(void *memory, int64_t bytes, int64_t threads) {
-    const uintptr_t page = 4096;
-    range r = {((uintptr_t)memory + page - 1) & ~(page - 1), ((uintptr_t)memory + (uintptr_t)bytes) & ~(page - 1)};
-    if (r.end <= r.start) return;
-    madvise((void *)r.start, r.end - r.start, MADV_HUGEPAGE);
-    run_tasks(page_in_slice, &r, (int64_t)((r.end - r.start + PAGE_IN_SLICE - 1) / PAGE_IN_SLICE), (int)threads);
-}
-#else
-EXPORT void ssm_page_in(void *memory, int64_t bytes, int64_t threads) { (void)memory, (void)bytes, (void)threads; }
-#endif
 INLINE void *aligned(size_t bytes) { return aligned_alloc(64, (bytes + 63) & ~(size_t)63); }

@@ -15,6 +15,7 @@ from .attention import Attention
 from .deltanet import DeltaNet
 from .gated_deltanet import GatedDeltaNet
 from .gla import Gla
+from .grid_mamba import GridMamba
 from .gru import Gru
 from .hgrn2 import Hgrn2
 from .kda import Kda
@@ -24,6 +25,7 @@ from .mamba import Mamba
 from .mamba2 import Mamba2
 from .mamba3 import Mamba3
 from .retnet import RetNet
+from .routed_mamba import RoutedMamba
 from .s4d import S4D
 from .s5 import S5
 
@@ -32,6 +34,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "deltanet": DeltaNet,
     "gated_deltanet": GatedDeltaNet,
     "gla": Gla,
+    "grid_mamba": GridMamba,
     "gru": Gru,
     "hgrn2": Hgrn2,
     "kda": Kda,
@@ -41,6 +44,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba2": Mamba2,
     "mamba3": Mamba3,
     "retnet": RetNet,
+    "routed_mamba": RoutedMamba,
     "s4d": S4D,
     "s5": S5,
 }

@@ -63,7 +63,7 @@ class GridMamba(Mixer):
     """
 
     Config = GridMambaConfig
-    examples = ()
+    examples = ({"d_state": 4}, {"d_state": 4, "gate": False, "routes": ("snake",)})
     causal = recurrent = takes_rows = False
     residual_out = ("out_proj.weight",)
 

@@ -29,7 +29,9 @@ def commands():
 
 @pytest.mark.parametrize("module", commands())
 def test_commands_answer_help(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
 
@@ -46,3 +48,10 @@ def test_named_files_exist():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
             assert (ROOT / link).exists(), link
+
+
+def test_every_mixer_is_named():
+    import ssmcore
+
+    named = re.search(r"^Mixers: (.*?)\.", (ROOT / "README.md").read_text(), flags=re.S | re.M)
+    assert re.findall(r"`(\w+)`", named[1]) == ssmcore.list_mixers()

@@ -53,7 +53,7 @@ class Call(NativeCall):
 def forward(x, weight, bias, initial_state, rows: list[Row], silu: bool, reverse: bool) -> tuple[Tensor, Tensor]:
     """y (b, l, d) and the last state (rows, w - 1, d)."""
     call = Call(x, weight, bias, initial_state, rows, silu, reverse)
-    y, last = output_like(call.lib, x, rows), x.new_empty(len(rows), weight.shape[1] - 1, x.shape[2])
+    y, last = output_like(x, rows), x.new_empty(len(rows), weight.shape[1] - 1, x.shape[2])
     call.point_steps("y", y)
     call.point("last", last)
     call.lib.conv_forward(ctypes.byref(call.problem))
@@ -76,7 +76,7 @@ def backward(
     call.point_steps("dy", dy)
     call.point_packed("dlast", dlast)
     groups, (d, w) = call.problem.row_groups, weight.shape
-    dx, dweight, dbias = output_like(call.lib, x, rows), x.new_empty(groups, w, d), x.new_empty(groups, d)
+    dx, dweight, dbias = output_like(x, rows), x.new_empty(groups, w, d), x.new_empty(groups, d)
     call.point_steps("dx", dx)
     call.point("dweight", dweight)
     call.point("dbias", dbias)

@@ -70,7 +70,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """h (b, l, d) and the last state (rows, d)."""
     call = Call(a, b, initial_state, rows, reverse)
-    h, last = output_like(call.lib, b, rows), b.new_empty(len(rows), b.shape[2])
+    h, last = output_like(b, rows), b.new_empty(len(rows), b.shape[2])
     call.point_steps("h", h)
     call.point("last", last)
     call.lib.recurrence_forward(ctypes.byref(call.problem))
@@ -92,8 +92,8 @@ def backward(
     call.point_steps("h", h)
     call.point_steps("dh", dh)
     call.point_packed("dlast", dlast)
-    db = output_like(call.lib, b, rows)
-    da = b.new_zeros(len(rows) * call.problem.pieces, b.shape[2]) if a.ndim == 1 else output_like(call.lib, b, rows)
+    db = output_like(b, rows)
+    da = b.new_zeros(len(rows) * call.problem.pieces, b.shape[2]) if a.ndim == 1 else output_like(b, rows)
     call.point("da", da)
     call.point("db", db)
     grads = [da, db]

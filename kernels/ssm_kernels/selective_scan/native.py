@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import native_build
-from ..native_call import INTEGER, POINTER, NativeCall, fresh, output_like, structure
+from .. import buffers, native_build
+from ..native_call import INTEGER, POINTER, NativeCall, output_like, structure
 from ..rows import Row
 
 RULE_CODES = {"euler": 0, "zoh": 1, "bilinear": 2}
@@ -131,15 +131,16 @@ class Call(NativeCall):
     def packed(self, rows: int, A: Tensor, zero: bool = False) -> Tensor:
         """A buffer for `rows` packed (d, n) arrays."""
         shape = (rows, self.layout.tiles, A.shape[1], 2 if A.is_complex() else 1, self.layout.tile)
-        return fresh(self.lib, shape, A.real.dtype, zero)
+        made = buffers.empty(shape, A.real.dtype)
+        return made.zero_() if zero else made
 
 
 def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule, save: bool):
     """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`)."""
     call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
-    y, tokens = output_like(call.lib, x, rows), x.shape[0] * x.shape[1]
+    y, tokens = output_like(x, rows), x.shape[0] * x.shape[1]
     shape = boundaries_shape(A, tokens, len(rows), call.layout.groups) if save else (0,)
-    boundaries = fresh(call.lib, shape, A.real.dtype)
+    boundaries = buffers.empty(shape, A.real.dtype)
     last = call.packed(len(rows), A)
     call.point("y", y)
     call.point("last", last)
@@ -157,8 +158,8 @@ def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state
     call.point_steps("dy", dy)
     call.point("dlast", None if dlast is None else layout.pack(dlast))
     call.point("boundaries", boundaries)
-    dx, ddt = (call.point(name, output_like(call.lib, x, rows)) for name in ("dx", "ddt"))
-    dz = None if z is None else call.point("dz", output_like(call.lib, x, rows))
+    dx, ddt = (call.point(name, output_like(x, rows)) for name in ("dx", "ddt"))
+    dz = None if z is None else call.point("dz", output_like(x, rows))
     dA = call.point("dA", call.packed(p.row_groups, A, zero=True))
     dD, dbias = (call.point(name, torch.empty(p.row_groups, d, dtype=x.dtype)) for name in ("dD", "dbias"))
     dh0 = None if initial_state is None else call.point("dh0", call.packed(len(rows), A))
@@ -167,7 +168,7 @@ def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state
         if M.ndim == 2:
             return call.point(name, call.packed(p.row_groups, A, zero=True))
         shape = (p.blocks, b, l, layout.groups, A.shape[1], *([2] if is_complex else []))
-        return call.point(name, fresh(call.lib, shape, x.dtype, zero=True))
+        return call.point(name, buffers.empty(shape, x.dtype).zero_())
 
     dB, dC = projection_buffer("dB", B), projection_buffer("dC", C)
     call.lib.scan_backward_all(ctypes.byref(p))
