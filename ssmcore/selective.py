@@ -58,16 +58,21 @@ class Route:
         if not self.needs_grid:
             return x
         if self.order == "column":  # the table of a transposition, which needs no table and exports with any size
-            return x.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
-        return x.index_select(1, _table(x, self.order, *grid, False))
+            return x.unflatten(1, self._sides(grid)).transpose(1, 2).flatten(1, 2)
+        return x.index_select(1, _table(x, self.order, *self._sides(grid), False))
 
     def scatter(self, y: Tokens, grid: tuple[int, int] | None) -> Tokens:
         """The inverse of `gather`, shape of y, (b, l, d). Raises as that."""
         if not self.needs_grid:
             return y
         if self.order == "column":
-            return y.unflatten(1, (grid[1], grid[0])).transpose(1, 2).flatten(1, 2)
-        return y.index_select(1, _table(y, self.order, *grid, True))
+            return y.unflatten(1, self._sides(grid)[::-1]).transpose(1, 2).flatten(1, 2)
+        return y.index_select(1, _table(y, self.order, *self._sides(grid), True))
+
+    def _sides(self, grid: tuple[int, int] | None) -> tuple[int, int]:
+        if grid is None:
+            raise TypeError(f"Route: order {self.order!r} needs a grid (rows, columns), got None")
+        return grid
 
 
 @functools.lru_cache(maxsize=256)
@@ -152,7 +157,7 @@ class SelectiveScan(nn.Module):
         Raises:
             ValueError: A shape disagrees.
         """
-        return selective_scan(
+        y = selective_scan(
             u,
             dt,
             -at_least_float32(self.A_log).exp(),
@@ -165,6 +170,8 @@ class SelectiveScan(nn.Module):
             cu_seqlens=cu_seqlens,
             reverse=reverse,
         )
+        assert isinstance(y, torch.Tensor)
+        return y
 
     def forward(
         self,

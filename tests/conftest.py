@@ -20,3 +20,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data sets are not at {folder} (set SSM_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers in every run and in any order of tests."""
+    torch.manual_seed(0)

@@ -2,9 +2,9 @@
 
 import ctypes
 from collections.abc import Iterable
+from itertools import chain
 from typing import overload
 
-import torch
 from torch import Tensor
 
 from . import buffers
@@ -30,8 +30,8 @@ class NativeCall:
 
     def __init__(self, problem: ctypes.Structure, rows: Iterable[Row]):
         self.problem = problem
-        self.kept: list[Tensor] = []
-        self.point("row", torch.tensor(list(rows), dtype=torch.int64).reshape(-1))
+        self.kept: list[Tensor | ctypes.Array] = []
+        self.point_integers("row", chain.from_iterable(rows))
 
     @overload
     def point(self, name: str, t: Tensor) -> Tensor: ...
@@ -43,6 +43,13 @@ class NativeCall:
             self.kept.append(t)
             setattr(self.problem, name, t.data_ptr())
         return t
+
+    def point_integers(self, name: str, values: Iterable[int]) -> None:
+        """Set a pointer field to an array of these."""
+        numbers = list(values)
+        array = (INTEGER * len(numbers))(*numbers)
+        self.kept.append(array)
+        setattr(self.problem, name, ctypes.addressof(array))
 
     def point_packed(self, name: str, t: Tensor | None) -> None:
         """Set a pointer field to a contiguous form of the tensor."""

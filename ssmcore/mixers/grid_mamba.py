@@ -82,7 +82,8 @@ class GridMamba(Mixer):
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Poles, skips and step biases do not decay. No shapes, raises nothing."""
-        names = [f"scans.{i}.{name}" for i, scan in enumerate(self.scans) for name in scan.no_decay()]
+        scans = [(i, scan) for i, scan in enumerate(self.scans) if isinstance(scan, SelectiveScan)]
+        names = [f"scans.{i}.{name}" for i, scan in scans for name in scan.no_decay()]
         return {name: ParamSpec(decay=False) for name in names}
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, None]:

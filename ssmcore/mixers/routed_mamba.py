@@ -81,7 +81,8 @@ class RoutedMamba(Mixer):
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Poles, skips and step biases do not decay. No shapes, raises nothing."""
-        names = [f"scans.{i}.{name}" for i, scan in enumerate(self.scans) for name in scan.no_decay()]
+        scans = [(i, scan) for i, scan in enumerate(self.scans) if isinstance(scan, SelectiveScan)]
+        names = [f"scans.{i}.{name}" for i, scan in scans for name in scan.no_decay()]
         return {name: ParamSpec(decay=False) for name in names}
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, None]:
@@ -90,6 +91,7 @@ class RoutedMamba(Mixer):
         grid = (ctx.shared or {}).get("grid")
         outputs = []
         for route, conv, scan in zip(self.routes, self.convs, self.scans, strict=True):
+            assert isinstance(conv, ShortConv)
             v = causal_conv1d(
                 route.gather(u, grid),
                 conv.weight[:, 0],

@@ -37,7 +37,8 @@ def test_exact_rule_is_the_legendre_projection_at_every_step(n):
     f = torch.randn(40, dtype=F64)
     c = project_history(f, n)
     for k in (0, 1, 2, 10, 39):
-        np.testing.assert_allclose(c[k], _closed_form(f[: k + 1].numpy(), n), rtol=0, atol=1e-13)
+        # Rounding grows with the order; at n = 32 the median of 200 seeds is 2.6e-14, the worst 1.2e-13.
+        np.testing.assert_allclose(c[k], _closed_form(f[: k + 1].numpy(), n), rtol=0, atol=n * 1e-14)
 
 
 @pytest.mark.parametrize("times", [2, 3])

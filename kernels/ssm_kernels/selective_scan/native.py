@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -101,8 +102,8 @@ class Call(NativeCall):
         p.threads = torch.get_num_threads()
         p.row_groups, p.blocks = self._shares(len(rows), p.threads)
         chunk = self.lib.scan_chunk()
-        chunks = torch.tensor([-(-row.length // chunk) for row in rows], dtype=torch.int64)
-        self.point("first_chunk", chunks.cumsum(0) - chunks)
+        chunks = (-(-row.length // chunk) for row in rows)
+        self.point_integers("first_chunk", accumulate(chunks, initial=0))
         for name, t in (("x", x), ("dt", dt), ("z", z)):
             self.point_steps(name, t)
         for name, M in (("B", B), ("C", C)):
