@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ssm_kernels import native_build
 
 from apps.bench import peers, scan
 from apps.bench.__main__ import main
@@ -15,6 +16,8 @@ from apps.bench.cases import CASES, PASSES, Case
 from apps.bench.floor import bounds, least_mib, measure_rates
 from apps.bench.memory import peak_mib
 from apps.bench.timing import Neighbours, Protocol, interleave
+
+compiled = pytest.mark.skipif(native_build.compiler() is None, reason="no C compiler: no native rows, no floor")
 
 ROOT = Path(__file__).parents[2]
 TINY = Case("tiny", batch=2, length=12, d=8, n=4)
@@ -78,6 +81,7 @@ def test_quadratic_backwards_are_not_run_at_length():
     assert "vision only" in peers.why_skipped("loop_indexed", CASES["long"], "forward")
 
 
+@compiled
 def test_rows_and_tables():
     result = scan.measure([TINY], scan.IMPLS, 1, BRIEF, memory=False, progress=False)
     assert json.loads(json.dumps(result)) == result
@@ -102,6 +106,7 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == before
 
 
+@compiled
 def test_floor():
     rates = measure_rates(threads=1, seconds=0.02)
     assert rates.exp > 1e7
@@ -148,6 +153,7 @@ def test_neighbours_are_counted():
     assert busy is None or busy >= 0
 
 
+@compiled
 def test_command(tmp_path):
     table, rows = tmp_path / "deep" / "scan.md", tmp_path / "scan.json"
     words = ["scan", "--case", "vision", "--impl", "native", "floor", "--threads", "1", "--seconds", "0.05"]

@@ -8,11 +8,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from ssm_kernels import native_build
 
 from apps.tour import charts, report, visit
 from apps.tour.__main__ import main
 from apps.tour.report import Command, Figure, Report, Section, Table, Text
 from apps.tour.sections import SECTIONS, Visit
+
+compiled = pytest.mark.skipif(native_build.compiler() is None, reason="no C compiler: no native rows, no floor")
 
 VOID = {"meta", "link", "br", "path", "use", "line", "rect", "circle", "img"}
 
@@ -127,6 +130,7 @@ def test_an_interruption_keeps_what_is_done(monkeypatch, tmp_path):
     assert "third: interrupted before its turn" in text
 
 
+@compiled
 def test_speed_section(tmp_path):
     from apps.tour.sections import speed
 
