@@ -22,7 +22,18 @@ LIMIT = min(2 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") //
 
 _free: dict[int, list[mmap.mmap]] = {}
 _waiting = 0  # bytes in _free
-_lock = threading.Lock()
+# Reentrant: the garbage collector may run inside a locked region and give another block back from there.
+_lock = threading.RLock()
+
+
+def _new_lock() -> None:
+    """A forked child must not inherit a lock that another thread of its parent was holding."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

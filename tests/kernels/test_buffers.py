@@ -49,6 +49,19 @@ class TestBuffers:
         buffers.release()
         assert buffers._waiting == 0
 
+    def test_a_block_may_come_back_while_another_is_taken(self):
+        """As when the garbage collector frees a tensor in the middle of an allocation."""
+        t = buffers.empty(SHAPE, torch.float32)
+        with ThreadPoolExecutor(1) as pool:
+
+            def collect_inside():
+                nonlocal t
+                with buffers._lock:
+                    t = None
+                return buffers._waiting
+
+            assert pool.submit(collect_inside).result(timeout=10) == 4 << 20
+
     def test_threads(self):
         def work(value):
             for _ in range(50):
