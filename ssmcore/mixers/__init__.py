@@ -7,7 +7,7 @@ build_mixer({"name": "mamba", "d_state": 8}, 64)         the same, from plain da
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from ..blocks import CHANNEL_MIXERS
+from ..channels import CHANNEL_MIXERS
 from ..mixer import Mixer, config_of
 from ..registry import resolve
 from ..wrappers import Bidirectional, ScanOrder
@@ -68,7 +68,7 @@ def create_mixer(name: str, d_model: int, **options: Any) -> Mixer:
     """Build a mixer by its name.
 
     Args:
-        name: See `list_mixers`; channel mixers (mlp, glu, geglu) and wrappers are built too.
+        name: See `list_mixers`; channel mixers (`ssmcore.channels`) and wrappers are built too.
         d_model: Channels of the tokens, d in (b, l, d).
         **options: Fields of the mixer's Config.
     Returns:

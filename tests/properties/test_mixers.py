@@ -15,7 +15,7 @@ from torch import nn
 import ssmcore
 from ssmcore import Unsupported, create_mixer
 from ssmcore import state as states
-from ssmcore.blocks import CHANNEL_MIXERS
+from ssmcore.channels import CHANNEL_MIXERS
 from ssmcore.engine.optim import parameter_groups
 from ssmcore.mixer import Context
 from ssmcore.mixers import registered_mixers

@@ -28,7 +28,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ssmcore import ScanOrder, build_mixer
 from ssmcore.array_types import Float
-from ssmcore.blocks import LayerNorm, Mlp, MlpConfig
+from ssmcore.blocks import LayerNorm
+from ssmcore.channels.mlp import Mlp, MlpConfig
 from ssmcore.mixer import Mixer
 from ssmcore.mixers import MixerSpec
 from ssmcore.mixers.grid_mamba import GridMamba, GridMambaConfig
