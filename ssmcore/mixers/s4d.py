@@ -2,10 +2,10 @@
 
     core     h' = A h + x,  y = 2 Re(C . h) + D x, sampled with step dt
     kernel   K[t] = 2 Re sum_n C_n w_n a_n^t,  a, w = discretize(A, dt);   y = K * x
-    out      glu(out_proj gelu(y))
+    out      glu(out_proj gelu(y)), or out_proj gelu(y)
 
 The core is one map with two algorithms: an FFT convolution where a whole sequence comes alone, the recurrence where it
-comes with a state, resets, padding or steps of its own. Code to paper: A = Λ, dt = Δ; B is 1, absorbed in C.
+comes with a state, resets, padding or steps of its own. Code to paper: A = Λ, dt = Δ; B is 1 unless it is learned.
 Source: Gu et al. 2022, On the parameterization and initialization of diagonal state space models (S4D), sec. 3-4.
 """
 
@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from ssm_kernels.checks import check_choice
 from torch import Tensor, nn
 
 from ..array_types import Float, Inexact, Tokens
@@ -40,63 +41,79 @@ class S4DConfig:
     rule: Rule = "zoh"
     """Discretisation."""
     lr_scale: float = 0.1
-    """Factor on the learning rate of the poles and steps, which do not decay."""
+    """Factor on the learning rate of the poles, steps and input weights, which do not decay."""
+    shared: bool = False
+    """One set of poles (and input weights) for all channels; steps, C and D stay each channel's own."""
+    learn_input: bool = False
+    """Learn B too. It can be absorbed in C, so this changes how the core learns, not what it can be."""
+    output: Literal["glu", "linear"] = "glu"
+    """The map of the channels after the core: gated, or plain with half the weights."""
 
 
 class S4D(Mixer):
     """The S4D layer, (b, l, d) to (b, l, d). State: ssm (b, d, n), complex unless the poles are real.
 
     Raises:
-        ValueError: d_state is odd where poles come in pairs, or the init is unknown.
+        ValueError: d_state is odd where poles come in pairs, or the init or the output is unknown.
     """
 
     Config = S4DConfig
-    examples = ({"d_state": 8}, {"d_state": 4, "init": "real", "rule": "bilinear"}, {"d_state": 6, "init": "inv"})
+    examples = (
+        {"d_state": 8},
+        {"d_state": 4, "init": "real", "rule": "bilinear"},
+        {"d_state": 6, "init": "inv"},
+        {"d_state": 6, "shared": True, "learn_input": True, "output": "linear"},
+    )
     lti = True
     takes_dt = True
 
     def __init__(self, d_model: int, config: S4DConfig | None = None):
         super().__init__(d_model, config)
         c: S4DConfig = self.config
-        A = s4d_poles(c.init, c.d_state).expand(d_model, -1)
+        check_choice("S4D", "output", c.output, ("glu", "linear"))
+        A = s4d_poles(c.init, c.d_state).expand(1 if c.shared else d_model, -1)
         self.complex_pairs = A.is_complex()
         n = A.shape[1]
         self.log_dt = nn.Parameter(log_uniform(d_model, c.dt_min, c.dt_max).log())
         self.A_log = nn.Parameter((-A.real).log().float())
         if self.complex_pairs:
             self.A_imag = nn.Parameter(A.imag.float().clone())
+        if c.learn_input:
+            ones = torch.ones(A.shape)
+            self.B = nn.Parameter(torch.stack([ones, torch.zeros_like(ones)], -1) if self.complex_pairs else ones)
         # Re and Im of a complex normal number of variance 1 stand side by side: a cast of the module reaches them.
         self.C = nn.Parameter(torch.randn(d_model, n, 2) * 0.5**0.5 if self.complex_pairs else torch.randn(d_model, n))
         self.D = nn.Parameter(torch.randn(d_model))
-        self.out_proj = nn.Linear(d_model, 2 * d_model)
+        self.out_proj = nn.Linear(d_model, 2 * d_model if c.output == "glu" else d_model)
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Poles and steps learn slowly and do not decay. No shapes, raises nothing."""
-        names = ("log_dt", "A_log", *(("A_imag",) if self.complex_pairs else ()))
+        names = ["log_dt", "A_log", *["A_imag"] * self.complex_pairs, *["B"] * self.config.learn_input]
         return {name: ParamSpec(decay=False, lr_scale=self.config.lr_scale) for name in names}
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
         """Zeros: ssm (b, d, n). Raises nothing."""
-        shape = self.A_log.shape
+        shape = (self.d_model, self.A_log.shape[1])
         return {"ssm": self._zeros(batch, *shape, device=device, dtype=dtype, complex_pairs=self.complex_pairs)}
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """Core and output map on x, (b, l, d) or packed; see Mixer.mix. Raises nothing of its own."""
         y, state = self.core(x, state, ctx)
-        return F.glu(self.out_proj(F.gelu(y)), dim=-1), state
+        y = self.out_proj(F.gelu(y))
+        return (F.glu(y, dim=-1) if self.config.output == "glu" else y), state
 
     def core(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """The linear map: x and state to y and state, shapes as in `mix`. Raises nothing of its own."""
         with torch.autocast(x.device.type, enabled=False):
             if state is None and ctx.rows is None and ctx.dt is None and not ctx.return_state:
                 return fft_conv(x, self.kernel(x.shape[1])), None
-            A, C, dt = self._continuous()
+            A, B, C, dt = self.continuous()
             dt = dt.expand(x.shape) if ctx.dt is None else dt * ctx.dt.to(dt.dtype)[..., None]
             y, ssm = selective_scan(
                 x,
                 dt,
                 A,
-                torch.ones_like(A),
+                B,
                 C,
                 D=at_least_float32(self.D),
                 initial_state=None if state is None else state["ssm"],
@@ -116,9 +133,9 @@ class S4D(Mixer):
         Raises:
             ValueError: length < 0.
         """
-        A, C, dt = self._continuous()
+        A, B, C, dt = self.continuous()
         dt = dt[:, None]
-        decay, weight = discretize_diagonal(A, torch.ones_like(A), dt, self.config.rule)
+        decay, weight = discretize_diagonal(A, B, dt, self.config.rule)
         # Bilinear decays are no exponentials of dt A, and real ones may be negative: their logarithm is complex.
         u = (
             decay.to(torch.promote_types(decay.dtype, torch.complex64)).log()
@@ -129,9 +146,11 @@ class S4D(Mixer):
         taps = 2 * modes.real if self.complex_pairs else modes.real
         return torch.cat([taps[:1] + at_least_float32(self.D), taps[1:]]) if length else taps
 
-    def _continuous(self) -> tuple[Inexact[Tensor, "d n"], Inexact[Tensor, "d n"], Float[Tensor, "d"]]:
-        """A, C and dt, in float32 or wider."""
+    def continuous(self) -> tuple[Inexact[Tensor, "d n"], Inexact[Tensor, "d n"], Inexact[Tensor, "d n"], Tensor]:
+        """The system before it is sampled: A, B, C (d, n) and dt (d,), in float32 or wider. Raises nothing."""
         A, C = -at_least_float32(self.A_log).exp(), at_least_float32(self.C)
+        B = at_least_float32(self.B) if self.config.learn_input else torch.ones_like(A)
         if self.complex_pairs:
             A, C = torch.complex(A, at_least_float32(self.A_imag)), torch.view_as_complex(C.contiguous())
-        return A, C, at_least_float32(self.log_dt).exp()
+            B = torch.view_as_complex(B.contiguous()) if self.config.learn_input else B.to(A.dtype)
+        return A.expand_as(C), B.expand_as(C), C, at_least_float32(self.log_dt).exp()

@@ -26,7 +26,7 @@ def test_convolution_equals_recurrence(init, rule):
 
 @pytest.mark.parametrize("init", INITS)
 def test_poles_are_stable_and_the_initial_ones(init):
-    A, _, dt = create_mixer("s4d", 3, d_state=8, init=init)._continuous()
+    A, _, _, dt = create_mixer("s4d", 3, d_state=8, init=init).continuous()
     assert (A.real < 0).all()
     torch.testing.assert_close(A[1], s4d_poles(init, 8).to(A.dtype))
     assert (dt >= 0.999e-3).all()
@@ -58,7 +58,7 @@ def test_one_pair_is_a_spring_with_a_damper():
 @pytest.mark.parametrize("rate", [0.5, 2.0, 3.0])
 def test_a_rate_is_a_power_of_the_decay(rate):
     mixer = create_mixer("s4d", 4, d_state=6)
-    A, _, dt = mixer._continuous()
+    A, _, _, dt = mixer.continuous()
     held = {"ssm": torch.randn(1, 4, 3, dtype=torch.complex64)}
     nothing = torch.zeros(1, 1, 4)
     _, state = mixer.core(nothing, held, Context(dt=torch.full((1, 1), rate)))
