@@ -9,6 +9,14 @@ from .causal_conv1d import causal_conv1d
 from .chunked_scan import chunked_scan
 from .fft_conv import fft_conv
 from .linear_recurrence import linear_recurrence
-from .selective_scan import selective_scan
+from .selective_scan import routed_scan, selective_scan
 
-__all__ = ["associative_scan", "causal_conv1d", "chunked_scan", "fft_conv", "linear_recurrence", "selective_scan"]
+__all__ = [
+    "associative_scan",
+    "causal_conv1d",
+    "chunked_scan",
+    "fft_conv",
+    "linear_recurrence",
+    "routed_scan",
+    "selective_scan",
+]

@@ -320,7 +320,7 @@ class TestProperties:
     def test_opcheck(self, backend):
         tensors = arguments(l=3, rows=2, dtype=torch.float32)
         leaves = [v.requires_grad_() for v in tensors.values()]
-        arguments_ = (*leaves, None, None, True, False, "euler", backend)
+        arguments_ = (*leaves, None, None, None, True, False, "euler", backend)
         torch.library.opcheck(torch.ops.ssm_kernels.selective_scan.default, (*arguments_, True))
         y, last, boundaries = torch.ops.ssm_kernels.selective_scan(*arguments_, True)
         given = torch.randn_like(y), torch.randn_like(last), None, boundaries.detach()
@@ -329,7 +329,7 @@ class TestProperties:
     def test_opcheck_packed(self, backend):
         tensors = arguments(b=1, l=9, rows=2, dtype=torch.float32)
         leaves = [v.requires_grad_() for v in tensors.values()]
-        rest = (torch.tensor([0, 4, 9]), None, True, False, "euler", backend, True)
+        rest = (torch.tensor([0, 4, 9]), None, None, True, False, "euler", backend, True)
         torch.library.opcheck(torch.ops.ssm_kernels.selective_scan.default, (*leaves, *rest))
 
     def test_activation_checkpointing(self, backend):
@@ -374,7 +374,7 @@ class TestNative:
         tensors = arguments(b=1, l=512, d=64, n=16, dtype=torch.float32)
         x = tensors["x"].requires_grad_()
         _, _, boundaries = torch.ops.ssm_kernels.selective_scan(
-            x, *list(tensors.values())[1:], None, None, True, False, "euler", "native", True
+            x, *list(tensors.values())[1:], None, None, None, True, False, "euler", "native", True
         )
         assert boundaries.numel() <= x.numel() * 16 / native.library(False, False).scan_chunk() * 1.1
 

@@ -7,6 +7,8 @@
 Names as in Gu & Dao 2023, Mamba, with dt for Delta; b batch, l length, d channels, n state size.
 """
 
+from typing import Any, TypeAlias
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -21,6 +23,9 @@ PROBES: dict[str, backends.Probe] = {"native": backends.native_probe, "reference
 
 # The tensors that have a gradient, in the order of every signature here.
 TENSORS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
+Tensors: TypeAlias = tuple[Any, ...]  # a tensor, or None where an optional one is not given
+# Those in the dtype of the state, complex when A is.
+AS_STATE = ("A", "B", "C", "initial_state")
 
 
 def selective_scan(
@@ -78,22 +83,15 @@ def selective_scan(
         RuntimeError: The backend that was asked for cannot run here.
     Source: Gu & Dao 2023, Mamba, Alg. 2 and eq. 4; "euler" as in the released code.
     """
-    dtype = _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, rule)
-    chosen = backends.choose("selective_scan", backend, x.device.type, PROBES)
-    wide = state_dtype(dtype, A.is_complex())
-    as_state = {"A", "B", "C", "initial_state"}
-    given = zip(TENSORS, (x, dt, A, B, C, D, z, dt_bias, initial_state), strict=True)
-    tensors = [t if t is None else t.to(wide if name in as_state else dtype) for name, t in given]
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, last, _ = torch.ops.ssm_kernels.selective_scan(
-        *tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, chosen, save
-    )
-    y = y.to(x.dtype)
+    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    _check_shapes(tensors, cu_seqlens, lengths)
+    y, last = scan("selective_scan", tensors, cu_seqlens, lengths, None, dt_softplus, reverse, rule, backend)
     return (y, last) if return_last_state else y
 
 
-def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, rule) -> torch.dtype:
+def _check_shapes(tensors: Tensors, cu_seqlens: Tensor | None, lengths: Tensor | None) -> None:
     op, shapes = "selective_scan", Shapes("selective_scan")
+    x, dt, A, B, C, D, z, dt_bias, initial_state = tensors
     shapes.check("x", x, "b l d")
     shapes.check("dt", dt, "b l d")
     shapes.check("A", A, "d n")
@@ -108,14 +106,63 @@ def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, ru
     shapes.sizes["r"], shapes.source["r"] = rows.check_rows(shapes, cu_seqlens, lengths), "the rows"
     if initial_state is not None:
         shapes.check("initial_state", initial_state, "r d n")
-    given = dict(zip(TENSORS, (x, dt, A, B, C, D, z, dt_bias, initial_state), strict=True))
-    for name, t in given.items():
-        may_be_complex = name == "A" or (name in ("B", "C", "initial_state") and A.is_complex())
+
+
+def scan(
+    name: str,
+    tensors: Tensors,
+    cu_seqlens: Tensor | None,
+    lengths: Tensor | None,
+    order: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    rule: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """What the fronts `selective_scan` and `routed_scan` share, once the shapes are checked.
+
+    Args:
+        name: The front, for messages.
+        tensors: As TENSORS, shapes as `reference.selective_scan` takes them, or with `order` `reference.routed_scan`.
+        cu_seqlens, lengths, dt_softplus, reverse, rule, backend: As in `selective_scan`.
+        order: Shape (k, l) or None.
+    Returns:
+        y in the dtype of x, and the last state.
+    Raises:
+        ValueError: A dtype, device or value disagrees.
+        RuntimeError: The backend that was asked for cannot run here.
+    """
+    x, A, given = tensors[0], tensors[2], dict(zip(TENSORS, tensors, strict=True))
+    for key, t in given.items():
         if t is not None:
-            check_dtype(op, name, t, (*FLOATS, *COMPLEX) if may_be_complex else FLOATS)
-    check_devices(op, {**given, **bounds_on_device(cu_seqlens, lengths)})
-    check_choice(op, "rule", rule, reference.RULES)
-    return compute_dtype(*given.values())
+            check_dtype(
+                name, key, t, (*FLOATS, *COMPLEX) if key == "A" or (key in AS_STATE and A.is_complex()) else FLOATS
+            )
+    check_devices(name, {**given, "order": order, **bounds_on_device(cu_seqlens, lengths)})
+    check_choice(name, "rule", rule, reference.RULES)
+    chosen = backends.choose("selective_scan", backend, x.device.type, PROBES)
+    dtype = compute_dtype(*tensors)
+    wide = state_dtype(dtype, A.is_complex())
+    cast = [t if t is None else t.to(wide if key in AS_STATE else dtype) for key, t in given.items()]
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in cast)
+    y, last, _ = torch.ops.ssm_kernels.selective_scan(
+        *cast, cu_seqlens, lengths, order, dt_softplus, reverse, rule, chosen, save
+    )
+    return y.to(x.dtype), last
+
+
+def check_order(order: Tensor, length: int) -> None:
+    """Every row of a table on the CPU, shape (k, l), visits every token once; elsewhere a look would cost a wait.
+
+    Raises:
+        ValueError: A token is left out or visited twice; names the route.
+    """
+    if order.device.type != "cpu":
+        return
+    visited = order.sort(dim=1).values == torch.arange(length, dtype=order.dtype)
+    if not visited.all():
+        route = int((~visited.all(dim=1)).nonzero()[0])
+        raise ValueError(f"routed_scan: order[{route}] is not a permutation of 0..{length - 1}")
 
 
 def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
@@ -123,35 +170,43 @@ def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[
 
 
 def _reference(
-    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save
+    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
     the_rows = rows_or_none("selective_scan", x, cu_seqlens, lengths)
-    y, last = reference.selective_scan(
-        x, dt, A, B, C, D, z, dt_bias, initial_state, the_rows, dt_softplus, reverse, rule
-    )
+    tensors, options = (x, dt, A, B, C, D, z, dt_bias, initial_state), (the_rows, dt_softplus, reverse, rule)
+    if order is None:
+        y, last = reference.selective_scan(*tensors, *options)
+    else:
+        y, last = reference.routed_scan(*tensors, order, *options)
     return y, last, x.new_empty(0)
 
 
 def _forward(
-    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save
+    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    if backend == "native":
+    if order is not None:
+        check_order(order, x.shape[1])
+    if backend == "native" and order is None:
         return native.forward(*tensors, _rows(x, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
-    return _reference(*tensors, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save)
+    return _reference(*tensors, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save)
 
 
-def _fake(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, dt_softplus, reverse, rule, backend, save):
+def _fake(
+    x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
+):
     r = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     shape: tuple[int, ...] = (0,)
-    if backend == "native" and save:
+    if backend == "native" and save and order is None:
         shape = native.boundaries_shape(A, x.shape[0] * x.shape[1], r, native.groups_of(B, C))
-    return x.new_empty(x.shape), A.new_empty(r, *A.shape), x.new_empty(shape)
+    routes = 1 if order is None else order.shape[0]
+    y = x.new_empty(x.shape[0], x.shape[1], dt.shape[2] // routes)
+    return y, A.new_empty(r, *A.shape), x.new_empty(shape)
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
-    tensors, (cu_seqlens, lengths, dt_softplus, reverse, rule, backend, _) = inputs[:9], inputs[9:]
-    if backend != "native":
+    tensors, (cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, _) = inputs[:9], inputs[9:]
+    if backend != "native" or order is not None:
         return None
     dy, dlast, _ = cotangents
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
@@ -163,7 +218,8 @@ def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
 register_differentiable(
     "selective_scan",
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, "
-    "Tensor? cu_seqlens, Tensor? lengths, bool dt_softplus, bool reverse, str rule, str backend, bool save",
+    "Tensor? cu_seqlens, Tensor? lengths, Tensor? order, bool dt_softplus, bool reverse, str rule, str backend, "
+    "bool save",
     "Tensor y, Tensor last_state, Tensor boundaries",
     tensors=len(TENSORS),
     saved=(2,),

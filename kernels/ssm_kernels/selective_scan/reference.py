@@ -79,6 +79,64 @@ def selective_scan(
     return (y.flip(1) if reverse else y), h
 
 
+def routed_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    order: Tensor,
+    rows: list[Row] | None,
+    dt_softplus: bool,
+    reverse: bool,
+    rule: str,
+) -> tuple[Tensor, Tensor]:
+    """k scans over the same tokens, scan i in the order of table i, their outputs summed: y (b, l, d).
+
+    order: (k, l). The channels of dt, A, D, dt_bias and the states are k times d, route after route; so are those of a
+    constant B or C, and of x unless the routes share it, (b, l, d). Groups of B and C: one for all, or a multiple of k.
+    """
+    y, last = torch.zeros_like(x[..., : dt.shape[2] // order.shape[0]]), []
+    for i, there in enumerate(order.long().unbind(0)):
+        own = _of_route(i, order.shape[0], there, x, dt, A, B, C, D, z, dt_bias, initial_state)
+        y_route, h = selective_scan(*own, rows, dt_softplus, reverse, rule)
+        y = y + y_route.index_select(1, there.argsort())
+        last.append(h)
+    return y, torch.cat(last, 1)
+
+
+def _of_route(i: int, k: int, there: Tensor, x, dt, A, B, C, D, z, dt_bias, initial_state) -> list[Tensor | None]:
+    """The arguments of scan i of k, in the order of its steps."""
+    d = dt.shape[2] // k
+    own = slice(i * d, (i + 1) * d)
+
+    def weights(M: Tensor) -> Tensor:
+        if M.ndim == 2:
+            return M[own]
+        shared = M.ndim == 3 or M.shape[2] == 1
+        return (M if shared else M.unflatten(2, (k, -1))[:, :, i]).index_select(1, there)
+
+    steps = [x if x.shape[2] == d else x[..., own], dt[..., own]]
+    x, dt = (t.index_select(1, there) for t in steps)
+    z = None if z is None else z.index_select(1, there)
+    D, dt_bias = (None if t is None else t[own] for t in (D, dt_bias))
+    return [
+        x,
+        dt,
+        A[own],
+        weights(B),
+        weights(C),
+        D,
+        z,
+        dt_bias,
+        None if initial_state is None else initial_state[:, own],
+    ]
+
+
 def _steps(M: Tensor, l: int, d: int) -> list[Tensor]:
     """B or C at each step, broadcastable with (b, d, n)."""
     if M.ndim == 2:

@@ -1,0 +1,88 @@
+"""Several selective scans over the same tokens, each in an order of its own, summed: bidirectional and 2-D scans.
+
+    h_i[t] = a_i h_i[t-1] + w_i B_i x_i at token order[i, t];   y[order[i, t]] += (C_i . h_i[t] + D_i x_i) silu(z)
+
+Nothing is permuted beforehand: every tensor lies in the tokens' own order, and each scan looks its tokens up. So the
+projections of all routes are one matrix product, and there is no (b, k, l, d) copy. Names as in op.py; k routes.
+"""
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from ..checks import Shapes
+from ..rows import check_rows
+from . import op
+
+
+def routed_scan(
+    x: Float[Tensor, "b l d"] | Float[Tensor, "b l k d"],
+    dt: Float[Tensor, "b l k d"],
+    A: Shaped[Tensor, "k d n"],
+    B: Shaped[Tensor, "b l n"] | Shaped[Tensor, "b l k n"],
+    C: Shaped[Tensor, "b l n"] | Shaped[Tensor, "b l k n"],
+    order: Int[Tensor, "k l"],
+    *,
+    D: Float[Tensor, "k d"] | None = None,
+    z: Float[Tensor, "b l d"] | None = None,
+    dt_bias: Float[Tensor, "k d"] | None = None,
+    dt_softplus: bool = False,
+    cu_seqlens: Int[Tensor, " r+1"] | None = None,
+    rule: str = "euler",
+    backend: str = "auto",
+) -> Float[Tensor, "b l d"]:
+    """The sum of k selective scans, the i-th of which visits token order[i, t] at its step t.
+
+    Args:
+        x: Input, shared by the routes, shape (b, l, d), or each route's own, shape (b, l, k, d); any float dtype.
+        dt: Step, in samples, shape (b, l, k, d), in the order of the tokens as are x, B, C and z.
+        A: Diagonals of the state matrices, in 1/sample, shape (k, d, n); complex as in `selective_scan`.
+        B: Input projection, shared, shape (b, l, n), or each route's own, shape (b, l, k, n).
+        C: Output projection, likewise.
+        order: For each route the token it visits at each step, a permutation of 0..l-1, int32 or int64, shape (k, l).
+            On a GPU its values are not looked at.
+        D: Skip weight, shape (k, d).
+        z: Gate, shape (b, l, d); the output is multiplied by silu(z).
+        dt_bias: Added to dt before softplus, shape (k, d).
+        dt_softplus: Whether the step is softplus(dt + dt_bias).
+        cu_seqlens: Bounds of packed rows, shape (r + 1,); needs b = 1. They cut the steps of every route, so each route
+            must visit the tokens of one row after those of another.
+        rule: Discretisation, as in `selective_scan`.
+        backend: "auto", "reference", "native" or "triton".
+    Returns:
+        y, shape (b, l, d), dtype of x.
+    Raises:
+        ValueError: A shape, dtype, device or value disagrees; names the argument, what was expected and what came.
+        RuntimeError: The backend that was asked for cannot run here.
+    Source: Liu et al. 2024, VMamba, sec. 4.3 (cross-scan and cross-merge); Zhu et al. 2024, Vision Mamba, Alg. 1.
+    """
+    shapes = Shapes("routed_scan")
+    shapes.check("dt", dt, "b l k d")
+    shapes.check("x", x, "b l d", "b l k d")
+    shapes.check("A", A, "k d n")
+    for name, t, *specs in (
+        ("B", B, "b l n", "b l k n"), ("C", C, "b l n", "b l k n"), ("order", order, "k l"), ("D", D, "k d"),
+        ("z", z, "b l d"), ("dt_bias", dt_bias, "k d"),
+    ):  # fmt: skip
+        if t is not None:
+            shapes.check(name, t, *specs)
+    if order.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"routed_scan: order has dtype {str(order.dtype)[6:]}, expected int32 or int64")
+    if order.device != x.device:
+        raise ValueError(f"routed_scan: order is on {order.device}, but x is on {x.device}")
+    if order.shape[0] == 0:
+        raise ValueError("routed_scan: order has no route, expected shape (k, l) with k at least 1")
+    if cu_seqlens is not None:
+        check_rows(shapes, cu_seqlens, None)
+    flat = (
+        x if x.ndim == 3 else x.flatten(2),
+        dt.flatten(2),
+        A.flatten(0, 1),
+        B,
+        C,
+        None if D is None else D.flatten(),
+        z,
+        None if dt_bias is None else dt_bias.flatten(),
+        None,
+    )
+    return op.scan("routed_scan", flat, cu_seqlens, None, order, dt_softplus, False, rule, backend)[0]
