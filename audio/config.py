@@ -21,9 +21,9 @@ class SaShiMiConfig:
     layers: int = 8
     """Layers of each stage; each tier has one stage, the outer ones of a U-Net have two."""
     tiers: tuple[str, ...] = ("s4d/mlp",)
-    """One layer of each tier, outermost first, as the pattern of a Stack; the last entry holds for all further tiers."""
+    """One layer of each tier, outermost first, as the pattern of a Stack; the last holds for all further tiers."""
     mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of the names in `tiers`, e.g. {"s4d": {"d_state": 64, "shared": True}, "mlp": {"expand": 2}}."""
+    """Options of the names in `tiers`, e.g. {"s4d": {"d_state": 64, "systems": 1}, "mlp": {"expand": 2}}."""
     form: Literal["decoder", "unet"] = "decoder"
     """decoder: layers in the centre and on the way up. unet: on the way down too, and a skip around every branch."""
     dropout: float = 0.0

@@ -1,8 +1,8 @@
 """The published forms of SaShiMi by name; sizes count embedding and head. Imports no torch.
 
-    from audio import SaShiMi, preset
-    model = SaShiMi(preset("sashimi"))                       4.76M
-    model = SaShiMi(preset("sashimi", labels=(10, 6)))       any field replaced
+from audio import SaShiMi, preset
+model = SaShiMi(preset("sashimi"))                       4.76M
+model = SaShiMi(preset("sashimi", labels=(10, 6)))       any field replaced
 """
 
 import difflib
@@ -17,33 +17,33 @@ MLP = {"expand": 2.0}
 
 def _s4(name: str, layers: int = 8, **options: Any) -> SaShiMiConfig:
     """State-space layers and MLPs in turn, at three rates."""
-    chosen = {"d_state": 64, **({"learn_input": True} if name == "s4d" else {}), **options}
+    chosen = {"d_state": 64, "systems": None, **({"learn_input": True} if name == "s4d" else {}), **options}
     return SaShiMiConfig(layers=layers, tiers=(f"{name}/mlp",), mixers={name: chosen, "mlp": MLP})
 
 
 def sashimi_2() -> SaShiMiConfig:
     """The SaShiMi paper's small form: 2 layers, tied S4, no gate. 1.29M; YouTubeMix 1.446 bits (published)."""
-    return _s4("s4", 2, shared=True, output="linear")
+    return _s4("s4", 2, systems=1, out="linear")
 
 
 def sashimi_4() -> SaShiMiConfig:
     """4 layers, tied S4, no gate. 2.22M."""
-    return _s4("s4", 4, shared=True, output="linear")
+    return _s4("s4", 4, systems=1, out="linear")
 
 
 def sashimi_6() -> SaShiMiConfig:
     """6 layers, tied S4, no gate. 3.14M."""
-    return _s4("s4", 6, shared=True, output="linear")
+    return _s4("s4", 6, systems=1, out="linear")
 
 
 def sashimi_8() -> SaShiMiConfig:
     """The SaShiMi paper's form: 8 layers, tied S4, no gate. 4.07M; YouTubeMix 1.294 bits (published, 4.05M)."""
-    return _s4("s4", shared=True, output="linear")
+    return _s4("s4", systems=1, out="linear")
 
 
 def sashimi() -> SaShiMiConfig:
     """The form that upstream's code trains: 8 layers, tied S4, gated. 4.76M."""
-    return _s4("s4", shared=True)
+    return _s4("s4", systems=1)
 
 
 def sashimi_untied() -> SaShiMiConfig:
@@ -53,7 +53,7 @@ def sashimi_untied() -> SaShiMiConfig:
 
 def sashimi_s4d() -> SaShiMiConfig:
     """`sashimi` with S4D-Lin for S4. 4.76M. Quicker, and more exact in float32."""
-    return _s4("s4d", shared=True)
+    return _s4("s4d", systems=1)
 
 
 def sashimi_s4d_untied() -> SaShiMiConfig:
@@ -98,13 +98,13 @@ def mamba_youtubemix() -> SaShiMiConfig:
 
 def s4d_mamba() -> SaShiMiConfig:
     """S4D and MLP in the outer tiers, Mamba in the centre (Mamba paper, table 5, third row)."""
-    s4d = {"d_state": 64, "learn_input": True, "shared": True}
+    s4d = {"d_state": 64, "learn_input": True, "systems": 1}
     return _mamba(64, 8, (4, 4), ("s4d/mlp", "s4d/mlp", "mamba"), s4d=s4d, mlp=MLP)
 
 
 def s4d_attention() -> SaShiMiConfig:
     """S4D and MLP in the outer tiers, attention over 256 tokens (4,096 samples) and MLP in the centre."""
-    s4d = {"d_state": 64, "learn_input": True, "shared": True}
+    s4d = {"d_state": 64, "learn_input": True, "systems": 1}
     tiers = ("s4d/mlp", "s4d/mlp", "attention/mlp")
     return _mamba(64, 8, (4, 4), tiers, s4d=s4d, mlp=MLP, attention={"window": 256})
 

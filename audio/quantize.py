@@ -75,9 +75,8 @@ class Quantizer:
             ValueError: A level lies outside.
         """
         if level.numel() and not 0 <= int(level.min()) <= int(level.max()) < self.levels:
-            raise ValueError(
-                f"Quantizer.decode: levels from {int(level.min())} to {int(level.max())}, expected 0 to {self.levels - 1}"
-            )
+            came = f"{int(level.min())} to {int(level.max())}"
+            raise ValueError(f"Quantizer.decode: levels from {came}, expected 0 to {self.levels - 1}")
         if self.kind == "linear":
             return (level + 0.5) / self.levels * 2 - 1
         mu = self.levels - 1.0

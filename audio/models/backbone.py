@@ -6,9 +6,9 @@
                                                down         up
     centre                                       └── stage ─┘                              rate 1/p^2
 
-A down-pool makes one token of p neighbours. An up-pool makes p tokens of one, handed out one pooled step late: the group
-that a token belongs to is complete only after it. So the state between two calls holds the tokens that still wait for
-their group (`pending`, fewer than p) and the up-pool's outputs that still wait for their token (`ready`, p less the
+A down-pool makes one token of p neighbours. An up-pool makes p tokens of one, handed out one pooled step late: the
+group that a token belongs to is complete only after it. So the state between two calls holds the tokens that still wait
+for their group (`pending`, fewer than p) and the up-pool's outputs that still wait for their token (`ready`, p less the
 former), and any number of tokens goes on from any state: one step is not a case of its own.
 
 A U-Net has stages on the way down too, and every branch on the way up is followed by a skip from the mirrored one.
@@ -66,7 +66,7 @@ class Stage(Stack):
         return y, entered, new
 
     def ascend(self, x: Tokens, skips: list[Tokens], state: State | None, ctx: Context) -> tuple[Tokens, State]:
-        """Way up: after each branch the last of `skips` that is left is added. Shapes (b, l, d); raises as the mixers."""
+        """Way up: after each branch the last one left of `skips` is added. Shapes (b, l, d); raises as the mixers."""
         left = list(skips)
         return self._each(x, state, ctx, lambda before, after: after + left.pop())
 

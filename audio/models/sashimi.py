@@ -1,10 +1,10 @@
 """SaShiMi: the next sample of a raw waveform, from all samples before it.
 
-    logits[t] = head norm backbone( embedding[tokens[t]] + labels ),     p(tokens[t + 1] | tokens[..t]) = softmax logits[t]
+    logits[t] = head norm backbone( embedding[tokens[t]] + labels ),   p(tokens[t+1] | tokens[..t]) = softmax logits[t]
 
 A clip starts with the level of silence, which is fed but not predicted. `forward` takes any number of tokens from any
 state: a whole clip by convolution, a chunk, or one token (`step`), with one answer.
-Source: Goel et al. 2022, It's raw! Audio generation with state-space models; Mamba form: Gu & Dao 2023, Mamba, sec. 4.4.
+Source: Goel et al. 2022, It's raw! Audio generation with state-space models; Gu & Dao 2023, Mamba, sec. 4.4.
 
     b  batch      l  samples      d  d_model      k  labels of a clip
 """
@@ -131,8 +131,8 @@ class SaShiMi(nn.Module):
         label = label[:, None] if label.ndim == 1 else label
         if label.shape != (batch, kinds) or label.is_floating_point():
             raise ValueError(
-                f"SaShiMi: label is {label.dtype} {tuple(label.shape)}, expected int64 (b, {kinds}) with b={batch}: the "
-                f"model has {kinds} kinds of labels"
+                f"SaShiMi: label is {label.dtype} {tuple(label.shape)}, expected int64 (b, {kinds}) with b={batch}: "
+                f"the model has {kinds} kinds of labels"
             )
         for column, count in zip(label.T, self.config.labels, strict=True):
             if column.numel() and not -1 <= int(column.min()) <= int(column.max()) < count:
@@ -145,9 +145,8 @@ class SaShiMi(nn.Module):
         Shapes("SaShiMi").check("tokens", tokens, "b l")
         check_dtype("SaShiMi", "tokens", tokens, (torch.int64,))
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.levels:
-            raise ValueError(
-                f"SaShiMi: tokens from {int(tokens.min())} to {int(tokens.max())}, expected 0 to {self.config.levels - 1}"
-            )
+            came = f"{int(tokens.min())} to {int(tokens.max())}"
+            raise ValueError(f"SaShiMi: tokens from {came}, expected 0 to {self.config.levels - 1}")
         if state is None:
             return
         if label is not None:

@@ -42,19 +42,19 @@ class S4DConfig:
     """Discretisation."""
     lr_scale: float = 0.1
     """Factor on the learning rate of the poles, steps and input weights, which do not decay."""
-    shared: bool = False
-    """One set of poles (and input weights) for all channels; steps, C and D stay each channel's own."""
+    systems: int | None = None
+    """Copies of the poles (and input weights), each for an equal share of the channels; None gives each its own."""
     learn_input: bool = False
     """Learn B too. It can be absorbed in C, so this changes how the core learns, not what it can be."""
-    output: Literal["glu", "linear"] = "glu"
-    """The map of the channels after the core: gated, or plain with half the weights."""
+    out: Literal["glu", "linear"] = "glu"
+    """The map after the core: gated, or plain."""
 
 
 class S4D(Mixer):
     """The S4D layer, (b, l, d) to (b, l, d). State: ssm (b, d, n), complex unless the poles are real.
 
     Raises:
-        ValueError: d_state is odd where poles come in pairs, or the init or the output is unknown.
+        ValueError: d_state is odd where poles come in pairs, the systems do not divide d_model, or a name is unknown.
     """
 
     Config = S4DConfig
@@ -62,7 +62,7 @@ class S4D(Mixer):
         {"d_state": 8},
         {"d_state": 4, "init": "real", "rule": "bilinear"},
         {"d_state": 6, "init": "inv"},
-        {"d_state": 6, "shared": True, "learn_input": True, "output": "linear"},
+        {"d_state": 6, "systems": 2, "learn_input": True, "out": "linear"},
     )
     lti = True
     takes_dt = True
@@ -70,8 +70,11 @@ class S4D(Mixer):
     def __init__(self, d_model: int, config: S4DConfig | None = None):
         super().__init__(d_model, config)
         c: S4DConfig = self.config
-        check_choice("S4D", "output", c.output, ("glu", "linear"))
-        A = s4d_poles(c.init, c.d_state).expand(1 if c.shared else d_model, -1)
+        check_choice("S4D", "out", c.out, ("glu", "linear"))
+        systems = d_model if c.systems is None else c.systems
+        if systems < 1 or d_model % systems:
+            raise ValueError(f"S4D: {systems} systems do not divide d_model={d_model}")
+        A = s4d_poles(c.init, c.d_state).expand(systems, -1)
         self.complex_pairs = A.is_complex()
         n = A.shape[1]
         self.log_dt = nn.Parameter(log_uniform(d_model, c.dt_min, c.dt_max).log())
@@ -84,7 +87,7 @@ class S4D(Mixer):
         # Re and Im of a complex normal number of variance 1 stand side by side: a cast of the module reaches them.
         self.C = nn.Parameter(torch.randn(d_model, n, 2) * 0.5**0.5 if self.complex_pairs else torch.randn(d_model, n))
         self.D = nn.Parameter(torch.randn(d_model))
-        self.out_proj = nn.Linear(d_model, 2 * d_model if c.output == "glu" else d_model)
+        self.out_proj = nn.Linear(d_model, 2 * d_model if c.out == "glu" else d_model)
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Poles and steps learn slowly and do not decay. No shapes, raises nothing."""
@@ -100,7 +103,7 @@ class S4D(Mixer):
         """Core and output map on x, (b, l, d) or packed; see Mixer.mix. Raises nothing of its own."""
         y, state = self.core(x, state, ctx)
         y = self.out_proj(F.gelu(y))
-        return (F.glu(y, dim=-1) if self.config.output == "glu" else y), state
+        return (F.glu(y, dim=-1) if self.config.out == "glu" else y), state
 
     def core(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """The linear map: x and state to y and state, shapes as in `mix`. Raises nothing of its own."""
@@ -153,4 +156,5 @@ class S4D(Mixer):
         if self.complex_pairs:
             A, C = torch.complex(A, at_least_float32(self.A_imag)), torch.view_as_complex(C.contiguous())
             B = torch.view_as_complex(B.contiguous()) if self.config.learn_input else B.to(A.dtype)
-        return A.expand_as(C), B.expand_as(C), C, at_least_float32(self.log_dt).exp()
+        share = self.d_model // len(A)
+        return A.repeat_interleave(share, 0), B.repeat_interleave(share, 0), C, at_least_float32(self.log_dt).exp()
