@@ -26,6 +26,7 @@ from .mamba2 import Mamba2
 from .mamba3 import Mamba3
 from .retnet import RetNet
 from .routed_mamba import RoutedMamba
+from .s4 import S4
 from .s4d import S4D
 from .s5 import S5
 
@@ -45,6 +46,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba3": Mamba3,
     "retnet": RetNet,
     "routed_mamba": RoutedMamba,
+    "s4": S4,
     "s4d": S4D,
     "s5": S5,
 }
