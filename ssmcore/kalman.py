@@ -4,9 +4,10 @@
     y[t]   = H x[t] + d + v,         v ~ N(0, R)          NaN in y is a measurement that was not made
     x[t+1] = F x[t] + b + w,         w ~ N(0, Q)
 
-The filter runs over time in a loop whose every step serves the whole batch; `method="parallel"` computes the same in
-logarithmic depth by an associative scan (kalman_scan.py). The smoother is the backward recursion of the innovations,
-which needs no inverse of a predicted covariance, so deterministic components (Q singular) are no special case.
+The filter is an operator of its own (ssm_kernels.kalman_filter): a loop over time whose every step serves the whole
+batch. `method="parallel"` computes the same in logarithmic depth by an associative scan (kalman_scan.py). The smoother
+is the backward recursion of the innovations, which needs no inverse of a predicted covariance, so deterministic
+components (Q singular) are no special case.
 
 Shapes: b batch, l length, n state, c outputs. F, Q, H, R may each be constant, one an item, or one an item and step.
 Use float64 with vague initial covariances; float32 is for models whose scales are near 1.
@@ -16,6 +17,7 @@ Source: Kalman 1960; Durbin and Koopman 2012, Time Series Analysis by State Spac
 import math
 from typing import Literal, NamedTuple
 
+import ssm_kernels
 import torch
 from ssm_kernels.checks import Shapes, check_choice
 from torch import Tensor
@@ -55,6 +57,17 @@ class LinearGaussian(NamedTuple):
         fields = zip(self._fields, self, TIMED_RANK, strict=True)
         timed = {name: p.select(1, t) for name, p, rank in fields if p is not None and p.ndim == rank}
         return self._replace(**timed)
+
+    def during(self, start: int, stop: int) -> "LinearGaussian":
+        """The parameters of steps start..stop-1, shaped to broadcast against (b, l, ...)."""
+
+        def cut(value: Tensor | None, timed_rank: int) -> Tensor | None:
+            if value is None or value.ndim < timed_rank - 1:
+                return value
+            return value[:, start:stop] if value.ndim == timed_rank else value[:, None]
+
+        ranks = zip(self._fields, TIMED_RANK, strict=True)
+        return self._replace(**{name: cut(getattr(self, name), rank) for name, rank in ranks if rank})
 
 
 TIMED_RANK = (4, 4, 4, 4, None, None, 3, 3)
@@ -118,19 +131,30 @@ def kalman_filter(model: LinearGaussian, y: Float[Tensor, "b l c"], method: Meth
         ValueError: A shape disagrees, y is empty or infinite, or the method is unknown.
     """
     check_choice("kalman_filter", "method", method, ("sequential", "parallel"))
-    check_model("kalman_filter", model, y)
     if method == "parallel":
+        check_model("kalman_filter", model, y)
         from .kalman_scan import parallel_filter  # kalman_scan builds on this file
 
         return parallel_filter(model, y)
-    state, before, after, likelihoods = initial_state(model, len(y)), [], [], []
-    for t, value in enumerate(y.unbind(1)):
-        before.append(state)
-        now, log_likelihood = measure(model.at(t), state, value)
-        after.append(now)
-        likelihoods.append(log_likelihood)
-        state = advance(model.at(t), now)
-    return Filtered(*_in_time(after), *_in_time(before), torch.stack(likelihoods, 1), state)
+    likelihood, mean, cov = _scan(model, y, return_moments=True)
+    before = GaussianState(mean[:, :-1], cov[:, :-1])
+    after, _ = measure(model.during(0, y.shape[1]), before, y)
+    return Filtered(*after, *before, likelihood, GaussianState(mean[:, -1], cov[:, -1]))
+
+
+def log_likelihood(model: LinearGaussian, y: Float[Tensor, "b l c"]) -> tuple[Float[Tensor, "b l"], GaussianState]:
+    """The likelihood of every observation, without the moments of the states in memory.
+
+    Args:
+        model: See LinearGaussian; shapes fit y.
+        y: Observations, shape (b, l, c); NaN where one is missing.
+    Returns:
+        log p(y[t] | y[0..t-1]) in nats, shape (b, l), 0 where nothing was measured; and x[l] given all of y.
+    Raises:
+        ValueError: A shape disagrees, or y is empty or infinite.
+    """
+    likelihood, mean, cov = _scan(model, y, return_moments=False)
+    return likelihood, GaussianState(mean[:, 0], cov[:, 0])
 
 
 def kalman_smoother(model: LinearGaussian, y: Float[Tensor, "b l c"], method: Method = "sequential") -> Smoothed:
@@ -297,7 +321,7 @@ def check_model(op: str, model: LinearGaussian, y: Tensor) -> None:
     shapes = Shapes(op)
     shapes.check("y", y, "b l c")
     if not y.numel():
-        raise ValueError(f"{op}: y has shape {tuple(y.shape)}, expected at least one observation")
+        raise ValueError(f"{op}: y has shape {tuple(y.shape)}, expected at least one measurement")
     letters = ("n n", "n n", "c n", "c c", "n", "n n", "n", "c")
     for name, value, letter in zip(LinearGaussian._fields, model, letters, strict=True):
         if value is not None:
@@ -305,6 +329,21 @@ def check_model(op: str, model: LinearGaussian, y: Tensor) -> None:
             shapes.check(name, value, letter, f"b {letter}", *timed)
     if y.isinf().any():
         raise ValueError(f"{op}: y has infinite values; NaN marks a missing one")
+
+
+def _scan(model: LinearGaussian, y: Tensor, return_moments: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return ssm_kernels.kalman_filter(
+        model.transition,
+        model.process_noise,
+        model.observation,
+        model.observation_noise,
+        model.initial_mean,
+        model.initial_cov,
+        y,
+        state_offset=model.state_offset,
+        observation_offset=model.observation_offset,
+        return_moments=return_moments,
+    )
 
 
 def _in_time(states: list[GaussianState]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from .array_types import Float
 from .kalman import (
-    TIMED_RANK,
     Filtered,
     GaussianState,
     LinearGaussian,
@@ -72,11 +71,11 @@ def parallel_filter(model: LinearGaussian, y: Float[Tensor, "b l c"]) -> Filtere
     """
     from_start = associative_scan(combine, _stretches(model, y), dim=1)
     filtered = GaussianState(from_start.b, from_start.C)
-    ahead = advance(_during(model, 0, y.shape[1]), filtered)
+    ahead = advance(model.during(0, y.shape[1]), filtered)
     first = initial_state(model, len(y))
     mean = torch.cat((first.mean[:, None], ahead.mean[:, :-1]), 1)
     cov = torch.cat((first.cov[:, None], ahead.cov[:, :-1]), 1)
-    likelihood = innovation(_during(model, 0, y.shape[1]), mean, cov, y).log_likelihood
+    likelihood = innovation(model.during(0, y.shape[1]), mean, cov, y).log_likelihood
     last = GaussianState(ahead.mean[:, -1], ahead.cov[:, -1])
     return Filtered(*filtered, mean, cov, likelihood, last)
 
@@ -108,7 +107,7 @@ def _stretches(model: LinearGaussian, y: Tensor) -> Stretch:
     nil = torch.zeros_like(start.cov)
     first = Stretch(nil, mean, start.cov - seen.gain.mT @ seen.gain, nil[..., 0], nil)
 
-    came, here, rest = _during(model, 0, y.shape[1] - 1), _during(model, 1, y.shape[1]), y[:, 1:]
+    came, here, rest = model.during(0, y.shape[1] - 1), model.during(1, y.shape[1]), y[:, 1:]
     n = mean.shape[-1]
     F, Q = (p.expand(*rest.shape[:2], n, n) for p in (came.transition, came.process_noise))
     offset = torch.zeros_like(F[..., 0]) if came.state_offset is None else came.state_offset.expand(*rest.shape[:2], n)
@@ -122,15 +121,3 @@ def _stretches(model: LinearGaussian, y: Tensor) -> Stretch:
         through.mT @ through,
     )
     return Stretch(*(torch.cat((one[:, None], many), 1) for one, many in zip(first, later, strict=True)))
-
-
-def _during(model: LinearGaussian, start: int, stop: int) -> LinearGaussian:
-    """The parameters of steps start..stop-1, shaped to broadcast against (b, l, ...)."""
-
-    def cut(value: Tensor | None, timed_rank: int) -> Tensor | None:
-        if value is None or value.ndim < timed_rank - 1:
-            return value
-        return value[:, start:stop] if value.ndim == timed_rank else value[:, None]
-
-    ranks = zip(LinearGaussian._fields, TIMED_RANK, strict=True)
-    return model._replace(**{name: cut(getattr(model, name), rank) for name, rank in ranks if rank})

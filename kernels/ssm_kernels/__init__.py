@@ -8,6 +8,7 @@ from .associative_scan import associative_scan
 from .causal_conv1d import causal_conv1d
 from .chunked_scan import chunked_scan
 from .fft_conv import fft_conv
+from .kalman_filter import kalman_filter
 from .linear_recurrence import linear_recurrence
 from .selective_scan import routed_scan, selective_scan
 

@@ -247,7 +247,7 @@ def test_float32_observations_with_a_float64_model():
     ("change", "message"),
     [
         (lambda m, y: (m, y[0]), "kalman_filter: y has shape"),
-        (lambda m, y: (m, y[:, :0]), "at least one observation"),
+        (lambda m, y: (m, y[:, :0]), "at least one measurement"),
         (lambda m, y: (m, y / 0), "infinite"),
         (lambda m, y: (m._replace(transition=m.transition[:2]), y), "kalman_filter: transition"),
         (lambda m, y: (m._replace(initial_mean=m.initial_mean[:, :1]), y), "initial_mean"),
