@@ -2,4 +2,4 @@
 
 
 class AudioError(ValueError):
-    """A recording, an option or a checkpoint cannot be used as it is; the text says why and what to do, in a sentence."""
+    """A recording, an option or a checkpoint cannot be used as it is; the text says why, in one sentence."""
