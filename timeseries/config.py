@@ -43,6 +43,62 @@ class PatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """The gradient-trained forecaster that reads one value after the other: a residual on top of LinearSSM."""
+
+    d_model: int = 32
+    """Width of the mixer stack."""
+    num_layers: int = 2
+    """Causal mixer layers, each followed by a gated channel mixer."""
+    dropout: float = 0.1
+    """Dropout in the stack and before the read-out."""
+    origins: int = 32
+    """Forecasts that one training window is asked for, after each of its last steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientConfig:
+    """How the part of a forecaster that has no closed form is trained."""
+
+    epochs: int = 10
+    """Passes over the training windows."""
+    steps_per_epoch: int = 50
+    """Batches an epoch."""
+    batch_size: int = 32
+    """Windows a batch."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; it falls to zero along a half cosine."""
+    weight_decay: float = 1e-2
+    """Weight decay of the parameters that want it."""
+    patience: int | None = 3
+    """Epochs without a better validation loss before the training ends; None for never."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuralConfig:
+    """A classical structural model: trend, seasons and noise, fitted to each series by maximum likelihood."""
+
+    trend: Literal["level", "linear", "smooth"] = "level"
+    """level: a random walk. linear: with a slope that is one too. smooth: only the slope is random."""
+    damping: float = 1.0
+    """What is left of the slope after a step; below 1 long forecasts level off."""
+    seasons: tuple[int, ...] = ()
+    """Seasonal periods, in steps, each at least 2."""
+    harmonics: int | None = None
+    """Harmonics of each season; None allows any pattern, with one state fewer than the period."""
+
+    def __post_init__(self):
+        if any(period < 2 for period in self.seasons):
+            raise ValueError(f"StructuralConfig: seasons={self.seasons}, expected periods of at least 2 steps")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"StructuralConfig: damping={self.damping}, expected above 0 and at most 1")
+        if self.harmonics is not None and self.harmonics < 1:
+            raise ValueError(f"StructuralConfig: harmonics={self.harmonics}, expected at least 1, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a forecaster on a CSV file and score it on the held-out part beside the naive forecasts."""
 
