@@ -187,7 +187,8 @@ class Checkpoints(Checkpoint):
     def _export(self, trainer: pl.Trainer, name: str) -> None:
         tensors = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
-            model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+            prefix = getattr(trainer.lightning_module, "weights_prefix", "model.")
+            model = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             save_weights(self.run_dir / name, model, self.note)
 
 

@@ -19,7 +19,7 @@ CONFIG_FILE = "config.yaml"
 
 
 def field_docs(config: type) -> dict[str, str]:
-    """The string under each field of a dataclass; nested dataclasses give dotted names.
+    """The string under each field of a dataclass and of those it inherits; nested dataclasses give dotted names.
 
     Args:
         config: A dataclass whose source is at hand.
@@ -29,13 +29,14 @@ def field_docs(config: type) -> dict[str, str]:
         TypeError: `config` is no dataclass.
     """
     docs: dict[str, str] = {}
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
-    body = tree.body if isinstance(tree, ast.ClassDef) else []
-    for node, below in itertools.pairwise(body):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            docs[node.target.id] = " ".join(str(below.value.value).split())
+    for part in reversed([base for base in config.__mro__ if dataclasses.is_dataclass(base)]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for node, below in itertools.pairwise(body):
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                docs[node.target.id] = " ".join(str(below.value.value).split())
     for f in dataclasses.fields(config):
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             docs |= {f"{f.name}.{key}": text for key, text in field_docs(f.type).items()}
@@ -70,7 +71,9 @@ class _Parser(ArgumentParser):
         sys.exit(2)
 
 
-def make_parser(config: type, prog: str, usage: str = "", recipes: Sequence[str] = ()) -> ArgumentParser:
+def make_parser(
+    config: type, prog: str, usage: str = "", recipes: Sequence[str] = (), positional: str | None = None
+) -> ArgumentParser:
     """A parser for one dataclass, with --config, --print-config and, where recipes are given, --recipe.
 
     Args:
@@ -78,6 +81,7 @@ def make_parser(config: type, prog: str, usage: str = "", recipes: Sequence[str]
         prog: What the person typed, for messages.
         usage: First line of the help, without `prog`.
         recipes: Names for --recipe.
+        positional: Field that takes the words without a flag, one or more.
     Raises:
         TypeError: `config` is no dataclass.
     """
@@ -85,7 +89,9 @@ def make_parser(config: type, prog: str, usage: str = "", recipes: Sequence[str]
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     if recipes:
         parser.add_argument("--recipe", type=str, help=f"Start from a named configuration: {', '.join(recipes)}.")
-    parser.add_class_arguments(config)
+    if positional:
+        parser.add_argument(positional, nargs="+", type=str)
+    parser.add_class_arguments(config, skip={positional} if positional else set())
     docs = field_docs(config)
     for action in parser._actions:
         if action.dest in docs:
@@ -101,6 +107,7 @@ def parse(
     prog: str,
     usage: str = "",
     recipes: Mapping[str, Callable[[], Config]] | None = None,
+    positional: str | None = None,
 ) -> Config:
     """Read a command line into a frozen config.
 
@@ -108,18 +115,21 @@ def parse(
 
     Args:
         config: The dataclass; a field `resume` switches the --resume rule on.
-        argv: Arguments without the program name; dashes inside option names are as good as underscores.
+        argv: Arguments without the program name; dashes inside option names are as good as underscores, and the name of
+            a yes-or-no option alone is a yes.
         prog: What the person typed, for messages.
         usage: First line of the help, without `prog`.
         recipes: Functions that return a config, by name.
+        positional: Field, a tuple of words, that takes the words without a flag.
     Returns:
         An instance of `config`.
     Raises:
         SystemExit: With status 2 and one sentence on stderr for a bad option, 0 after --help or --print-config.
     """
     recipes = dict(recipes or {})
-    words = [_underscored(word) for word in argv]
-    parser = make_parser(config, prog, usage, tuple(recipes))
+    switches = {f"--{f.name}" for f in dataclasses.fields(config) if f.type is bool}
+    words = _switched([_underscored(word) for word in argv], switches)
+    parser = make_parser(config, prog, usage, tuple(recipes), positional)
     if name := _value_of("--recipe", words):
         if name not in recipes:
             near = difflib.get_close_matches(name, recipes, n=3) or list(recipes)
@@ -131,7 +141,8 @@ def parse(
             parser.error(f"--resume {run_dir}: there is no {CONFIG_FILE} in it; give a folder that an earlier run made")
         words = ["--config", str(saved), *words]
     values = parser.instantiate(parser.parse_args(words))
-    return config(**{f.name: values[f.name] for f in dataclasses.fields(config)})
+    found = {f.name: values[f.name] for f in dataclasses.fields(config)}
+    return config(**found | ({positional: tuple(found[positional])} if positional else {}))
 
 
 def dump(config: Any) -> str:
@@ -154,6 +165,13 @@ def _underscored(word: str) -> str:
         return word
     name, eq, value = word[2:].partition("=")
     return "--" + name.replace("-", "_") + eq + value
+
+
+def _switched(words: list[str], switches: set[str]) -> list[str]:
+    """A yes-or-no option without a yes or no after it means yes."""
+    following = [*words, "--"][1:]
+    bare = (w in switches and after.lower() not in ("true", "false") for w, after in zip(words, following, strict=True))
+    return [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:

@@ -17,10 +17,23 @@ class EpochSampler(Sampler[int]):
         seed: Of the order.
         shuffle: False keeps 0, 1, 2, ...
         limit: Indices an epoch, on one rank; None for all.
+        repeats: Draws of an index in a row; an epoch stays as long, so a part of the indices waits for another one.
+        keyed: Give draw * size + index, with another draw for every epoch and repeat, in place of the bare index: an
+            item that is random can then draw its noise from this number alone.
     """
 
-    def __init__(self, size: int, seed: int, *, shuffle: bool = True, limit: int | None = None):
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        limit: int | None = None,
+        repeats: int = 1,
+        keyed: bool = False,
+    ):
         self.size, self.seed, self.shuffle, self.limit = size, seed, shuffle, limit
+        self.repeats, self.keyed = repeats, keyed
         self.epoch = 0
         self.generator = torch.Generator()  # the loader's own; reset each epoch, so a resumed run draws the same seeds
 
@@ -37,6 +50,9 @@ class EpochSampler(Sampler[int]):
             indices = torch.randperm(self.size, generator=seeded).tolist()
         else:
             indices = list(range(self.size))
+        if self.keyed or self.repeats > 1:
+            draws = [epoch * self.repeats + r for r in range(self.repeats)]
+            indices = [draw * self.size * self.keyed + i for i in indices for draw in draws][: self.size]
         indices += indices[: -self.size % ranks]
         return indices[rank::ranks][: self.limit]
 
@@ -95,6 +111,8 @@ def make_loader(
     steps_per_epoch: int | None = None,
     num_workers: int = 0,
     collate_fn: Callable[[list], Any] | None = None,
+    repeats: int = 1,
+    keyed: bool = False,
 ) -> StatefulDataLoader:
     """Batches of a map-style dataset, for exact resume at any batch.
 
@@ -109,6 +127,8 @@ def make_loader(
         steps_per_epoch: Batches an epoch; None for all.
         num_workers: Processes.
         collate_fn: As in torch.
+        repeats: As in EpochSampler.
+        keyed: As in EpochSampler; `dataset[key]` then gets the key.
     Raises:
         ValueError: The dataset is empty or batch_size is not positive.
     """
@@ -116,7 +136,7 @@ def make_loader(
     if size < 1 or batch_size < 1:
         raise ValueError(f"make_loader: {size} items in batches of {batch_size}; both must be at least 1")
     limit = steps_per_epoch * batch_size if steps_per_epoch else None
-    sampler = EpochSampler(size, seed, shuffle=shuffle, limit=limit)
+    sampler = EpochSampler(size, seed, shuffle=shuffle, limit=limit, repeats=repeats, keyed=keyed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*set_vital")  # torchdata calls what torch deprecates
         return _Loader(

@@ -49,6 +49,14 @@ class RunSettings:
     """As in Lightning."""
     precision: Any = "32-true"
     """As in Lightning."""
+    strategy: str = "auto"
+    """As in Lightning: auto, ddp, fsdp, ..."""
+    num_nodes: int = 1
+    """Machines."""
+    sync_batchnorm: bool = False
+    """Whether batch statistics are taken over all devices."""
+    validate_every: int = 1
+    """Epochs from one validation to the next."""
     note: dict[str, Any] = field(default_factory=dict)
     """Stored in the safetensors files, to build the model again."""
 
@@ -95,6 +103,10 @@ def make_trainer(settings: RunSettings, run_dir: Path, callbacks: Sequence[Callb
         accelerator=settings.accelerator,
         devices=settings.devices,
         precision=settings.precision,
+        strategy=settings.strategy,
+        num_nodes=settings.num_nodes,
+        sync_batchnorm=settings.sync_batchnorm,
+        check_val_every_n_epoch=settings.validate_every,
         gradient_clip_val=settings.clip,
         accumulate_grad_batches=settings.accumulate,
         callbacks=[*callbacks, *own],
@@ -117,7 +129,8 @@ def fit(
     """Train, or go on if run_dir holds the state of an earlier session.
 
     Args:
-        task: Its network is the attribute `model`; that is what the safetensors files hold.
+        task: Its network is the attribute `model`; that is what the safetensors files hold, unless the task says by an
+            attribute `weights_prefix` that they shall hold another one (averaged weights).
         train: From `make_loader`.
         validation: Any loader, or None.
         settings: See RunSettings.
