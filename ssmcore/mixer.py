@@ -75,6 +75,12 @@ class Mixer(nn.Module):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Options that the property suite builds the mixer with."""
 
+    title: ClassVar[str] = ""
+    """What it is, in a few words for the table of all mixers (ssmcore.table)."""
+    operator: str = ""
+    """What computes it: operators of ssm_kernels, "torch", or "loop" over the tokens."""
+    selective: bool = False
+    """How the state moves depends on the tokens."""
     causal: bool = True
     """No output depends on a later token."""
     recurrent: bool = True

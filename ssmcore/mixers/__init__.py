@@ -25,6 +25,7 @@ from .mamba import Mamba
 from .mamba2 import Mamba2
 from .mamba3 import Mamba3
 from .retnet import RetNet
+from .rnn import Rnn
 from .routed_mamba import RoutedMamba
 from .s4 import S4
 from .s4d import S4D
@@ -45,6 +46,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba2": Mamba2,
     "mamba3": Mamba3,
     "retnet": RetNet,
+    "rnn": Rnn,
     "routed_mamba": RoutedMamba,
     "s4": S4,
     "s4d": S4D,

@@ -50,6 +50,9 @@ class Attention(Mixer):
         ValueError: The heads do not divide d_model or each other, or a rotated head has odd width.
     """
 
+    title = "Softmax attention: windows, shared key heads, rotary positions"
+    operator = "torch"
+    selective = True
     Config = AttentionConfig
     examples = (
         {},

@@ -38,6 +38,9 @@ class DeltaNet(MatrixMemory):
         ValueError: The heads do not divide the keys or the values.
     """
 
+    title = "Linear attention that overwrites (delta rule)"
+    operator = "chunked_scan"
+    selective = True
     Config = DeltaConfig
     examples = ({}, {"num_heads": 2, "d_conv": 2, "beta_max": 2.0, "expand_k": 0.5, "chunk": 4})
     gate = None

@@ -37,6 +37,9 @@ class GatedDeltaNet(DeltaNet):
         ValueError: The heads do not divide the keys or the values.
     """
 
+    title = "Delta rule with a decay a head"
+    operator = "chunked_scan"
+    selective = True
     Config = GatedDeltaConfig
     examples = ({}, {"num_heads": 2, "d_conv": 2, "beta_max": 2.0, "chunk": 4})
     gate = "silu"

@@ -39,6 +39,9 @@ class Gla(MatrixMemory):
         ValueError: The heads do not divide the keys or the values.
     """
 
+    title = "Gated linear attention: a decay a key channel"
+    operator = "chunked_scan"
+    selective = True
     Config = GlaConfig
     examples = ({}, {"num_heads": 2, "expand_k": 1.0, "tau": 1.0, "decay_rank": 3, "chunk": 4})
 

@@ -62,6 +62,9 @@ class GridMamba(Mixer):
         ValueError: There is no route, an order is unknown, d_conv is even, or d_model < 1.
     """
 
+    title = "Mamba along routes over a grid, as in VMamba"
+    operator = "selective_scan"
+    selective = True
     Config = GridMambaConfig
     examples = ({"d_state": 4}, {"d_state": 4, "gate": False, "routes": ("snake",)})
     causal = recurrent = takes_rows = False

@@ -14,6 +14,10 @@ from .rnn import RecurrentCell
 class Gru(RecurrentCell):
     """One GRU layer of d_model units, (b, l, d) to (b, l, d). State: h (b, d). Raises nothing of its own."""
 
+    title = "Gated recurrent unit"
+    operator = "torch"
+    selective = True
+
     def __init__(self, d_model: int, config=None):
         super().__init__(d_model, config)
         self.cell = nn.GRU(d_model, d_model, batch_first=True)

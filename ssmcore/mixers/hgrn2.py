@@ -46,6 +46,9 @@ class Hgrn2(MatrixMemory):
         ValueError: The heads do not divide the keys or the values.
     """
 
+    title = "Gated linear RNN with an outer-product state"
+    operator = "chunked_scan"
+    selective = True
     Config = Hgrn2Config
     examples = ({}, {"num_heads": 2, "lower_bound": 0.5, "expand_v": 1.5, "chunk": 4})
     gate = None

@@ -31,6 +31,9 @@ class Kda(GatedDeltaNet):
         ValueError: The heads do not divide the keys or the values.
     """
 
+    title = "Kimi delta attention: a decay a key channel"
+    operator = "chunked_scan"
+    selective = True
     Config = KdaConfig
     examples = ({}, {"num_heads": 2, "d_conv": 2, "rank": 3, "expand_v": 1.5, "beta_max": 2.0, "chunk": 4})
     gate = "sigmoid"

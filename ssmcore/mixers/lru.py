@@ -44,6 +44,8 @@ class LruConfig:
 class Lru(DenseLti):
     """The LRU layer, (b, l, d) to (b, l, d). State: ssm (b, n), complex. Raises nothing of its own."""
 
+    title = "Linear recurrent unit, complex eigenvalues on a ring"
+    operator = "linear_recurrence"
     Config = LruConfig
     examples = ({"d_state": 8}, {"d_state": 5, "r_min": 0.9, "max_phase": 0.3})
 

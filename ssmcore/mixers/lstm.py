@@ -24,6 +24,9 @@ class LstmConfig:
 class Lstm(RecurrentCell):
     """One LSTM layer of d_model units, (b, l, d) to (b, l, d). State: h, c (b, d). Raises nothing of its own."""
 
+    title = "Long short-term memory"
+    operator = "torch"
+    selective = True
     Config = LstmConfig
     state_names = ("h", "c")
 

@@ -63,6 +63,9 @@ class Mamba(Mixer):
         ValueError: d_model < 1.
     """
 
+    title = "Selective state space (S6) in a gated block"
+    operator = "selective_scan"
+    selective = True
     Config = MambaConfig
     examples = ({}, {"d_state": 4, "poles": "complex", "rule": "zoh", "d_conv": 2, "expand": 1.5})
     takes_dt = True

@@ -73,6 +73,9 @@ class Mamba2(Mixer):
         ValueError: The head width does not divide the inner channels, or the groups do not divide the heads.
     """
 
+    title = "Selective state space with a decay a head (SSD)"
+    operator = "chunked_scan"
+    selective = True
     Config = Mamba2Config
     examples = ({"d_state": 16, "headdim": 4}, {"d_state": 3, "headdim": 4, "ngroups": 2, "d_conv": 2, "chunk": 16})
     takes_dt = True

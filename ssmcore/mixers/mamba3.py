@@ -66,6 +66,9 @@ class Mamba3(Mixer):
         ValueError: The head width does not divide the inner channels, or the groups do not divide the heads.
     """
 
+    title = "Mamba-2 with trapezoidal writes and rotations"
+    operator = "chunked_scan"
+    selective = True
     Config = Mamba3Config
     examples = ({"d_state": 8, "headdim": 4}, {"d_state": 3, "headdim": 4, "ngroups": 2, "rope_fraction": 0.0})
     takes_dt = True

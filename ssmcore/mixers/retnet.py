@@ -35,6 +35,8 @@ class RetNet(MatrixMemory):
         ValueError: The heads do not divide keys or values, or a rotated key has odd width.
     """
 
+    title = "Retention: linear attention, fixed decays"
+    operator = "chunked_scan"
     Config = RetNetConfig
     examples = ({}, {"num_heads": 2, "expand_v": 1.5, "rope_base": None, "chunk": 4})
 

@@ -1,4 +1,8 @@
-"""What the nonlinear recurrent cells of torch share: one layer, its state in float32, resets and padding as rows."""
+"""The plain RNN, h = tanh(W x + U h + b), and what it shares with the other recurrent cells of torch: one layer, its
+state in float32, resets and padding as rows.
+
+Source: Elman 1990, Finding structure in time.
+"""
 
 from typing import Any
 
@@ -54,3 +58,15 @@ class RecurrentCell(Mixer):
         y, _ = pad_packed_sequence(y, batch_first=True, total_length=padded.shape[1])
         y = y.new_zeros(rows.count, *y.shape[1:]).index_copy(0, some, y)
         return rows.from_padded(y), {name: h.index_copy(0, some, left[name]) for name, h in state.items()}
+
+
+class Rnn(RecurrentCell):
+    """One tanh layer of d_model units, (b, l, d) to (b, l, d). State: h (b, d). Raises nothing of its own."""
+
+    title = "Plain recurrent network (Elman), tanh"
+    operator = "torch"
+    selective = True
+
+    def __init__(self, d_model: int, config=None):
+        super().__init__(d_model, config)
+        self.cell = nn.RNN(d_model, d_model, batch_first=True)

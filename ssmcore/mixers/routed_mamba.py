@@ -58,6 +58,9 @@ class RoutedMamba(Mixer):
         ValueError: There is no route, an order or the way to combine is unknown, or d_model < 1.
     """
 
+    title = "Mamba along routes through the tokens, as in Vim"
+    operator = "selective_scan"
+    selective = True
     Config = RoutedMambaConfig
     examples = ({}, {"routes": ("raster_reversed",), "combine": "sum", "d_state": 4, "d_conv": 2, "expand": 1.5})
     causal = recurrent = False

@@ -70,6 +70,8 @@ class S4(ChannelLti):
         ValueError: d_state is odd, or the systems do not divide d_model.
     """
 
+    title = "State space a channel, diagonal plus low rank (DPLR)"
+    operator = "fft_conv"
     Config = S4Config
     examples = ({"d_state": 8}, {"d_state": 4, "init": "fout", "low_rank": "free", "systems": 2, "out": "linear"})
 

@@ -57,6 +57,8 @@ class S4D(Mixer):
         ValueError: d_state is odd where poles come in pairs, the systems do not divide d_model, or a name is unknown.
     """
 
+    title = "State space a channel, diagonal"
+    operator = "fft_conv, selective_scan"
     Config = S4DConfig
     examples = (
         {"d_state": 8},

@@ -44,6 +44,8 @@ class S5Config:
 class S5(DenseLti):
     """The S5 layer, (b, l, d) to (b, l, d). State: ssm (b, n), complex. Raises nothing of its own."""
 
+    title = "One state space of all channels, diagonal"
+    operator = "linear_recurrence"
     Config = S5Config
     examples = ({"d_state": 8}, {"d_state": 12, "blocks": 3})
     readout = 2.0
