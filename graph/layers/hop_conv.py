@@ -1,0 +1,160 @@
+"""A linear recurrent unit over the shells around a node, from the farthest to the node itself (GRED).
+
+    s[v, k] = sum of x[u] over dist(u, v) = k;   z[v, k] = s + mlp(norm s);   h[v] = sum_k λ^k γ (B z[v, k])
+    y[v] = glu(out_proj gelu(Re(C h[v]) + D z[v, 0]))
+
+Only shells that exist are tokens: node v has min(hops, eccentricity + 1) of them, packed as (v, k) in one list.
+The sum over k is the last state of the LRU over the shells, far to near, in closed form. No order, no encoding, no
+randomness: exactly equivariant.
+
+Code to paper: λ, γ, B, C as there (ssmcore/mixers/lru.py); t tokens, n nodes, d channels, s states.
+Source: Ding, Orvieto, He & Hofmann 2024, Recurrent distance filtering for graph representation learning, eq. 5-8.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ssmcore import create_mixer
+from ssmcore.array_types import Float, Int
+from ssmcore.blocks import LayerNorm
+from ssmcore.mixers.lru import Lru
+
+from ..checks import GraphError
+from ..structure import hop_pairs
+from ..topology import Topology
+
+
+class HopConv(nn.Module):
+    r"""The recurrent distance filter of GRED, packed.
+
+    Args:
+        channels (int): Size of each node's features, :obj:`d`.
+        hops (int): Number of shells, the node itself among them. (default: :obj:`8`)
+        d_state (int): Complex states. (default: :obj:`64`)
+        r_min (float): Smallest initial :math:`|\lambda|`. (default: :obj:`0.9`)
+        r_max (float): Largest initial :math:`|\lambda|`. (default: :obj:`1.0`)
+        dropout (float): Inside the map of a shell. (default: :obj:`0.0`)
+
+    Shapes:
+        - **input:** nodes :math:`(n, d)`, edges :math:`(2, e)`, batch :math:`(n)`
+        - **output:** nodes :math:`(n, d)`
+
+    Raises:
+        ValueError: hops < 1, or the radii make no ring in the unit circle.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hops: int = 8,
+        *,
+        d_state: int = 64,
+        r_min: float = 0.9,
+        r_max: float = 1.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if hops < 1:
+            raise ValueError(f"HopConv: hops={hops}, expected at least 1")
+        self.channels, self.hops = channels, hops
+        self.options = {"d_state": d_state, "r_min": r_min, "r_max": r_max}
+        self.norm = LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, channels), nn.GELU(), nn.Dropout(dropout), nn.Linear(channels, channels)
+        )
+        core = create_mixer("lru", channels, **self.options)
+        assert isinstance(core, Lru)
+        self.core = core
+
+    def reset_parameters(self):
+        r"""Resets all learnable parameters of the module."""
+        self.norm.reset_parameters()
+        for layer in (self.mlp[0], self.mlp[3]):
+            layer.reset_parameters()
+        self.core.load_state_dict(create_mixer("lru", self.channels, **self.options).state_dict())
+
+    def forward(
+        self,
+        x: Float[Tensor, "n d"],
+        edge_index: Int[Tensor, "2 e"],
+        batch: Int[Tensor, "n"] | None = None,
+        *,
+        batch_size: int | None = None,
+        topology: Topology | None = None,
+    ) -> Float[Tensor, "n d"]:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor): Node features, shape (n, channels).
+            edge_index (torch.Tensor): Edges, shape (2, e); each counts in both directions.
+            batch (torch.Tensor, optional): Graph of each node, shape (n,), in any order. (default: :obj:`None`)
+            batch_size (int, optional): Number of graphs, where some have no nodes. (default: :obj:`None`)
+            topology (Topology, optional): The same graphs, checked; see :class:`SSMConv`. (default: :obj:`None`)
+        Returns:
+            Shape (n, channels).
+        Raises:
+            GraphError: The graph cannot be.
+        """
+        if topology is None:
+            if x.ndim != 2 or x.shape[1] != self.channels:
+                raise GraphError(f"HopConv: x has shape {tuple(x.shape)}, expected (n, {self.channels})")
+            topology = Topology.of(edge_index, batch, len(x), batch_size=batch_size, op="HopConv")
+        if not len(x):
+            return x
+        node, distance, sums = shells(x, topology, self.hops)
+        z = sums + self.mlp(self.norm(sums))
+        return self.core.activate(self.filter(z, node, distance, len(x)))
+
+    def filter(
+        self, z: Float[Tensor, "t d"], node: Int[Tensor, "t"], distance: Int[Tensor, "t"], num_nodes: int
+    ) -> Float[Tensor, "n d"]:
+        """Re(C h) + D z[v, 0] in float32 or float64: the LRU's linear part after its last shell.
+
+        Args:
+            z: Shells, shape (t, d).
+            node: Whose shell it is, shape (t,).
+            distance: Its distance, shape (t,).
+            num_nodes: n.
+        Returns:
+            Shape (n, d), dtype of z.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            D = self.core.D
+            u = z.to(torch.promote_types(D.dtype, torch.float32))
+            B, C = self.core.maps()
+            _, gamma = self.core.modes(None)
+            powers = (distance[:, None] * self.core.exponents()).exp() * gamma
+            driven = powers * torch.complex(u @ B.real.T, u @ B.imag.T)
+            h = driven.new_zeros(num_nodes, driven.shape[1]).index_add(0, node, driven)
+            own = u.index_select(0, (distance == 0).nonzero()[:, 0])  # sorted by node: one each
+            y = h.real @ C.real.T - h.imag @ C.imag.T + D * own
+        return y.to(z.dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.channels}, hops={self.hops})"
+
+
+def shells(x: Float[Tensor, "n d"], topology: Topology, hops: int) -> tuple[Tensor, Tensor, Float[Tensor, "t d"]]:
+    """The sum of x over each shell that exists.
+
+    Args:
+        x: Nodes, shape (n, d).
+        topology: The graphs.
+        hops: Number of shells at most.
+    Returns:
+        For each of t shells, sorted by node, then from far to near: the node, shape (t,); the distance, shape (t,); and
+        the sum, shape (t, d).
+    """
+    pairs, distance = topology.hops if topology.hops is not None else hop_pairs(topology, hops)
+    if topology.hops is None:
+        object.__setattr__(topology, "hops", (pairs, distance))  # for the layers to come
+    near = distance < hops
+    if not bool(near.all()):
+        pairs, distance = pairs[:, near], distance[near]
+    far, centre = pairs
+    fresh = torch.ones_like(centre, dtype=torch.bool)
+    fresh[1:] = (centre[1:] != centre[:-1]) | (distance[1:] != distance[:-1])
+    token = fresh.cumsum(0) - 1
+    first = fresh.nonzero()[:, 0]
+    sums = x.new_zeros(len(first), x.shape[1]).index_add(0, token, x.index_select(0, far))
+    return centre[first], distance[first], sums
