@@ -1,0 +1,175 @@
+"""One run of `python -m audio.train`, once the recordings are found: decode, train, score beside baselines, save."""
+
+import csv
+import functools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ssmcore.engine import RunSettings, cli, fit, make_loader, make_run_dir
+
+from .baselines import baselines
+from .checkpoint import Checkpoint
+from .chunks import Pieces, Streams, first
+from .data import PARTS, Collection, Recording, waves_to_tokens
+from .errors import AudioError
+from .likelihood import bits_per_sample, whole_recordings
+from .models.sashimi import SaShiMi
+from .quantize import Quantizer
+from .samples import write_samples
+from .task import SampleTask
+from .train_config import TrainConfig
+
+SCORING_BATCH = 16
+
+
+class Experiment:
+    """Holds the recordings as levels and the run folder.
+
+    Args:
+        config: What to do.
+        collection: The recordings by part.
+    Raises:
+        AudioError: A recording cannot be decoded, or the options do not fit the recordings.
+    """
+
+    def __init__(self, config: TrainConfig, collection: Collection):
+        self.config, self.collection = config, collection
+        options = config.recordings
+        self.quantizer = Quantizer(options.quantizer, options.bits)
+        self.rate = options.sample_rate or collection.sample_rate
+        self.names = _label_names(collection, options.condition)
+        self.tokens = {
+            part: waves_to_tokens(getattr(collection, part), self.quantizer.encode, self.rate, options.normalize)
+            for part in PARTS
+        }
+        self.labels = {part: _label_numbers(getattr(collection, part), self.names) for part in PARTS}
+        for part in PARTS:
+            if not sum(map(len, self.tokens[part])):
+                raise AudioError(f"{config.data}: the {part} part holds no samples; give longer or more recordings")
+        self.model_config = replace(
+            config.model, levels=self.quantizer.levels, labels=tuple(len(values) for values in self.names.values())
+        )
+        self.multiple = math.prod(config.model.pool)
+        self.length = -(-round(options.chunk_seconds * self.rate) // self.multiple) * self.multiple
+        saved = replace(config, resume=None)
+        if config.resume:
+            self.run_dir = Path(config.resume)
+            (self.run_dir / cli.CONFIG_FILE).write_text(cli.dump(saved))
+        else:
+            held = f"-without-{options.leave_out}" if options.leave_out else ""
+            self.run_dir = make_run_dir(config.output, f"{collection.name}{held}", saved)
+
+    def train(self) -> None:
+        """Leave best.safetensors in the run folder.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the state is saved.
+            NonFiniteError: NaN or infinity came up.
+        """
+        config = self.config
+        torch.manual_seed(config.seed)
+        model = SaShiMi(self.model_config)
+        checkpoint = self._checkpoint(model)
+        train = make_loader(
+            self._training_batches(),
+            1,
+            seed=config.seed,
+            shuffle=not config.recordings.carry,
+            steps_per_epoch=config.steps_per_epoch,
+            collate_fn=first,
+        )
+        validation = make_loader(self._whole("validation"), 1, seed=0, shuffle=False, collate_fn=first)
+        self._say(model, len(train))
+        steps, optim = config.epochs * len(train), config.optim
+        draw = functools.partial(self._draw, checkpoint) if config.samples else None
+        outcome = fit(
+            SampleTask(model, optim, steps, draw), train, validation, self._settings(checkpoint), self.run_dir
+        )
+        print(f"best validation score {outcome.best_score:.4f} bits a sample, epoch {outcome.best_epoch + 1}")
+
+    def report(self) -> dict[str, float]:
+        """Print and write the test scores beside the baselines.
+
+        Returns:
+            Bits a sample by model, the trained one first.
+        """
+        best = Checkpoint.load(self.run_dir)
+        scores = {"sashimi": bits_per_sample(best.model, self._whole("test"))}
+        decode, encode = self.quantizer.decode, self.quantizer.encode
+        scores |= baselines(self.tokens["train"], self.tokens["test"], self.quantizer.levels, decode, encode)
+        samples = sum(map(len, self.tokens["test"]))
+        level = "each scaled to peak 1" if self.config.recordings.normalize else "at their own level"
+        print(f"test part, all {samples} samples of {len(self.tokens['test'])} recordings ({level}), bits a sample:")
+        for name, bits in scores.items():
+            print(f"  {name:32}{bits:8.4f}")
+        with (self.run_dir / "scores.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["model", "recordings", "samples", "bits_per_sample"])
+            writer.writerows([name, len(self.tokens["test"]), samples, bits] for name, bits in scores.items())
+        print(f"{self.run_dir}: {', '.join(sorted(path.name for path in self.run_dir.iterdir()))}")
+        return scores
+
+    def _training_batches(self) -> Pieces | Streams:
+        options = {"length": self.length, "batch_size": self.config.batch_size, "silence": self.quantizer.zero}
+        if self.config.recordings.carry:
+            return Streams(self.tokens["train"], self.labels["train"], **options)
+        options |= {"multiple": self.multiple, "seed": self.config.seed}
+        return Pieces(self.tokens["train"], self.labels["train"], **options)
+
+    def _whole(self, part: str):
+        options = {"length": self.length, "batch_size": SCORING_BATCH, "silence": self.quantizer.zero}
+        return whole_recordings(self.tokens[part], self.labels[part], **options)
+
+    def _checkpoint(self, model: SaShiMi) -> Checkpoint:
+        labels = tuple(self.names.values())
+        return Checkpoint(model=model, quantizer=self.quantizer, sample_rate=self.rate, labels=labels)
+
+    def _settings(self, checkpoint: Checkpoint) -> RunSettings:
+        config = self.config
+        return RunSettings(
+            epochs=config.epochs,
+            seed=config.seed,
+            monitor="val_bits",
+            patience=config.patience,
+            save_every=config.save_every,
+            clip=config.optim.clip,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=config.precision,
+            note=checkpoint.note,
+        )
+
+    def _draw(self, checkpoint: Checkpoint, model: torch.nn.Module, epoch: int) -> None:
+        count, seconds = self.config.samples, self.config.sample_seconds
+        write_samples(checkpoint, self.run_dir / "samples" / f"epoch-{epoch + 1:03d}", count, seconds)
+
+    def _say(self, model: SaShiMi, batches: int) -> None:
+        sizes = {part: sum(map(len, tokens)) / self.rate for part, tokens in self.tokens.items()}
+        parts = ", ".join(f"{part} {len(self.tokens[part])} ({sizes[part]:.0f} s)" for part in PARTS)
+        print(f"{self.collection.name} at {self.rate} Hz, {self.collection.split}; recordings: {parts}")
+        kinds = ", ".join(f"{len(values)} {kind}s" for kind, values in self.names.items()) or "nothing"
+        print(
+            f"SaShiMi: {sum(p.numel() for p in model.parameters())} parameters, told {kinds}; {batches} batches/epoch"
+        )
+
+
+def _label_names(collection: Collection, condition: str) -> dict[str, tuple[str, ...]]:
+    """Kind of label -> its values, sorted."""
+    kinds = {"nothing": (), "label": ("label",), "speaker": ("speaker",), "both": ("label", "speaker")}[condition]
+    names = {kind: tuple(sorted({getattr(r, kind) for r in collection.train} - {None})) for kind in kinds}
+    for kind, values in names.items():
+        if not values:
+            raise AudioError(f"--recordings.condition {condition}: the recordings of {collection.name} have no {kind}")
+    return names
+
+
+def _label_numbers(recordings: tuple[Recording, ...], names: dict[str, tuple[str, ...]]) -> torch.Tensor:
+    """Labels of each recording, int64, shape (n, k); -1 for what training does not know."""
+    rows = [
+        [values.index(value) if (value := getattr(r, kind)) in values else -1 for kind, values in names.items()]
+        for r in recordings
+    ]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(recordings), len(names))

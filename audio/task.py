@@ -1,0 +1,83 @@
+"""The task of predicting samples: what a training step and a validation step of an autoregressive model are."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ssmcore.engine import cosine_schedule, make_optimizer
+from ssmcore.state import State, detach
+
+from .chunks import Batch
+from .likelihood import continue_rows, score_rows
+from .train_config import OptimConfig
+
+
+class SampleTask(pl.LightningModule):
+    """Train `model(inputs, state, label=) -> logits, state`; log the validation part's val_bits, in bits a sample.
+
+    Args:
+        model: SaShiMi.
+        config: Learning rate, schedule, decay.
+        steps: Optimiser steps of the whole run, for the schedule.
+        after_epoch: Called with the model and the epoch after each validation; it must not touch the random state.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        steps: int,
+        after_epoch: Callable[[nn.Module, int], None] | None = None,
+    ):
+        super().__init__()
+        self.model, self.config, self.steps = model, config, steps
+        self.after_epoch = after_epoch
+        self.carried: State | None = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean bits a sample over a batch of rows (b, l)."""
+        logits, state = continue_rows(self.model, batch, self.carried)
+        self.carried = None if state is None else detach(state)
+        return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()) / math.log(2)
+
+    def on_validation_epoch_start(self) -> None:
+        """Sums over the part, and no state before its first batch."""
+        self.sums, self.valid_state = torch.zeros(2, dtype=torch.float64), None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add up bits; rows that are not fresh go on from the batch before."""
+        bits, count, self.valid_state = score_rows(self.model, batch, self.valid_state)
+        self.sums += torch.tensor([bits, count], dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean, and let the caller draw samples."""
+        sums = self.sums
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device).float(), reduce_op="sum").cpu()
+        self.log("val_bits", (sums[0] / sums[1].clamp_min(1)).float())
+        self.valid_state = None
+        if self.after_epoch and self.trainer.is_global_zero:
+            self.after_epoch(self.model, self.current_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The carried state belongs to the run."""
+        checkpoint["carried"] = self.carried
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """From `on_save_checkpoint`."""
+        self.carried = checkpoint["carried"]
+
+    def configure_optimizers(self) -> dict:
+        """AdamW by what the modules ask for."""
+        optimizer = make_optimizer(self.model, self.config.lr, self.config.weight_decay)
+        if self.config.schedule == "plateau":
+            plateau = ReduceLROnPlateau(optimizer, factor=0.2, patience=20)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_bits"}}
+        schedule = cosine_schedule(optimizer, self.steps, warmup=round(self.config.warmup * self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

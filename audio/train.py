@@ -1,0 +1,79 @@
+"""python -m audio.train --data RECORDINGS: train SaShiMi on raw samples, and score it beside the simple models.
+
+Heavy imports stand inside the functions, so that --help and a refused folder answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from .errors import AudioError
+from .recipes import RECIPES
+from .train_config import TrainConfig
+
+PROG = "python -m audio.train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program name; None takes sys.argv.
+    Returns:
+        Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
+    """
+    from ssmcore.engine import cli
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    usage = "--data RECORDINGS [--recipe fsdd_small] [options]"
+    config = cli.parse(TrainConfig, words, prog=PROG, usage=usage, recipes=RECIPES)
+    try:
+        return run(config)
+    except AudioError as error:
+        status, line = 2, str(error)
+    except OSError as error:  # a full disk, a folder that may not be written
+        status, line = 2, f"{error.filename or config.output}: {error.strerror or error}"
+    except KeyboardInterrupt:  # outside the training loop, which saves its state and says how to go on
+        status, line = 130, "stopped"
+    print(f"{PROG}: {line}", file=sys.stderr)
+    return status
+
+
+def run(config: TrainConfig) -> int:
+    """Train as configured and print the scores.
+
+    Args:
+        config: What to do.
+    Returns:
+        Exit status, as `main`.
+    Raises:
+        AudioError: The recordings or the options cannot be used.
+        OSError: The disk refuses the run folder.
+    """
+    from .data import load_collection
+
+    if not config.data:
+        raise AudioError("give a folder of recordings with --data FOLDER")
+    options = config.recordings
+    if options.chunk_seconds <= 0 or config.sample_seconds <= 0 or config.samples < 0:
+        raise AudioError("--recordings.chunk-seconds and --sample-seconds must be positive, --samples at least 0")
+    collection = load_collection(config.data, options.layout, options.leave_out)
+
+    from ssmcore.engine import Interrupted, NonFiniteError
+
+    from .experiment import Experiment
+
+    experiment = Experiment(config, collection)
+    try:
+        experiment.train()
+    except Interrupted as stop:
+        print(f"{stop}; go on with: {PROG} --resume {experiment.run_dir}", file=sys.stderr)
+        return 128 + stop.signum
+    except NonFiniteError as error:
+        print(f"{PROG}: {error} (in {experiment.run_dir})", file=sys.stderr)
+        return 1
+    experiment.report()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
