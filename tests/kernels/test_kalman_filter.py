@@ -84,19 +84,38 @@ class TestAgainstOracle:
             assert torch.equal(one[keep], other[keep])
             assert one is clean[0] or other[4].isnan().any()
 
-    def test_gradients(self, backend):
-        args, extra = arguments(b=2, l=3, n=2, axes="b")
+    @pytest.mark.parametrize("c", [1, 2])
+    @pytest.mark.parametrize("axes", ["", "b", "bl"])
+    @pytest.mark.parametrize("moments", [False, True])
+    def test_gradients(self, backend, c, axes, moments):
+        args, extra = arguments(b=2, l=3, n=2, c=c, axes=axes)
 
         def run(F, Q, H, R, mean, cov, y, b, d):
             Q, R, cov = ((t + t.mT) / 2 for t in (Q, R, cov))  # an element of these cannot be moved alone
-            made = kalman_filter(
+            return kalman_filter(
                 F, Q, H, torch.diag_embed(R.diagonal(dim1=-2, dim2=-1)), mean, cov, y,
-                state_offset=b, observation_offset=d, return_moments=True, backend=backend,
+                state_offset=b, observation_offset=d, return_moments=moments, backend=backend,
             )  # fmt: skip
-            return made
 
         leaves = [t.clone().requires_grad_() for t in (*args, *extra.values())]
         assert gradcheck(run, leaves)
+
+    @settings(deadline=None, max_examples=25)
+    @given(
+        b=st.sampled_from((1, 7, 9, 17)), l=st.sampled_from((1, 9)), n=st.sampled_from((1, 2, 5)),
+        axes=st.sampled_from(("", "b", "bl")), offsets=st.booleans(), moments=st.booleans(), seed=st.integers(0, 5),
+    )  # fmt: skip
+    def test_gradients_against_the_oracle(self, backend, b, l, n, axes, offsets, moments, seed):
+        args, extra = arguments(b, l, n, 1, seed=seed, axes=axes, offsets=offsets)
+        found = []
+        for name in (backend, "reference"):
+            leaves = [t.clone().requires_grad_() for t in (*args, *extra.values())]
+            keywords = dict(zip(extra, leaves[7:], strict=True))
+            made = kalman_filter(*leaves[:7], **keywords, return_moments=moments, backend=name)
+            g = torch.Generator().manual_seed(seed)
+            loss = sum((t * torch.randn(t.shape, generator=g, dtype=F64)).sum() for t in made)
+            found.append(torch.autograd.grad(loss, leaves))
+        close(found[0], found[1], 1e-9)
 
     def test_opcheck(self, backend):
         args, extra = arguments(b=2, l=2)

@@ -49,18 +49,18 @@ def variance_names(config: StructuralConfig) -> tuple[str, ...]:
     return ("irregular", *(name for part in components_of(config) for name in part.stirred))
 
 
-def structural_model(config: StructuralConfig, variances: Float[Tensor, "b k"]) -> LinearGaussian:
+def structural_model(config: StructuralConfig, variances: Float[Tensor, "*b k"]) -> LinearGaussian:
     """The linear Gaussian model of a batch of series, in units where each series has mean 0 and variance 1.
 
     Args:
         config: Its components.
-        variances: One for each of `variance_names`, positive, shape (b, k).
+        variances: One for each of `variance_names`, positive, shape (b, k), or (b, l, k) where they vary over time.
     Raises:
         ValueError: The number of variances is wrong.
     """
     parts, names = components_of(config), variance_names(config)
-    if variances.ndim != 2 or variances.shape[1] != len(names):
-        expected = f"(b, {len(names)}): {', '.join(names)}"
+    if variances.ndim not in (2, 3) or variances.shape[-1] != len(names):
+        expected = f"(b, {len(names)}) or (b, l, {len(names)}): {', '.join(names)}"
         raise ValueError(f"structural_model: variances has shape {tuple(variances.shape)}, expected {expected}")
     F = torch.block_diag(*(part.transition for part in parts)).to(variances)
     H = torch.cat([part.observation for part in parts])[None].to(variances)
@@ -73,7 +73,7 @@ def structural_model(config: StructuralConfig, variances: Float[Tensor, "b k"]) 
         start = stop
     Q = torch.diag_embed(variances @ pattern)
     nothing = torch.zeros(n).to(variances)
-    return LinearGaussian(F, Q, H, variances[:, :1, None], nothing, VAGUE * torch.eye(n).to(variances))
+    return LinearGaussian(F, Q, H, variances[..., :1, None], nothing, VAGUE * torch.eye(n).to(variances))
 
 
 def _trend(config: StructuralConfig) -> Component:

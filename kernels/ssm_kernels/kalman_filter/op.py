@@ -47,7 +47,8 @@ def kalman_filter(
         state_offset: b; (n,), (b, n) or (b, l, n); zero when None.
         observation_offset: d; (c,), (b, c) or (b, l, c); zero when None.
         return_moments: Return the moments at all steps, not the last alone.
-        backend: "auto", "reference" or "native" (which needs a diagonal R, and goes to the reference for any other).
+        backend: "auto", "reference" or "native" (which leaves an R that is not diagonal, and the gradients of several
+            measurements a step, to the reference).
     Returns:
         log p(y[t] | y[0..t-1]) in nats, shape (b, l), zero where nothing was measured; mean of x[t] given y[0..t-1] for
         t = 0..l, shape (b, l + 1, n), or of x[l] alone, (b, 1, n); its covariance, with one more axis of n.
@@ -91,7 +92,7 @@ def _forward(*inputs):
     if inputs[8].isinf().any():
         raise ValueError("kalman_filter: y has infinite values; NaN marks a missing one")
     if inputs[-1] == "native" and native.takes(inputs[3]):
-        return native.forward(*inputs[:-1])
+        return native.forward(*inputs[:9], moments=inputs[9])
     return _reference(*inputs)
 
 
@@ -99,6 +100,12 @@ def _fake(F, Q, H, R, mean, cov, state_offset, observation_offset, y, moments, b
     (b, l, _), n = y.shape, mean.shape[-1]
     slots = l + 1 if moments else 1
     return y.new_empty(b, l), y.new_empty(b, slots, n), y.new_empty(b, slots, n, n)
+
+
+def _backward(cotangents, saved, inputs):
+    if inputs[-1] == "native" and inputs[8].shape[2] == 1:
+        return native.backward(cotangents, *inputs[:9], moments=inputs[9])
+    return None
 
 
 register_differentiable(
@@ -110,5 +117,5 @@ register_differentiable(
     forward=_forward,
     fake=_fake,
     reference=_reference,
-    backward=lambda cotangents, saved, inputs: None,
+    backward=_backward,
 )

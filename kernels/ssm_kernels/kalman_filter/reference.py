@@ -23,7 +23,7 @@ def kalman_filter(
     A missing measurement is one that says nothing: its row of H is zero and its variance 1.
     """
     batch, n = y.shape[0], initial_mean.shape[-1]
-    mean, cov = initial_mean.expand(batch, n), initial_cov.expand(batch, n, n)
+    mean, cov = initial_mean.expand(batch, n), 0.5 * (initial_cov + initial_cov.mT).expand(batch, n, n)
     likelihoods, means, covs = [], [mean], [cov]
     for t, value in enumerate(y.unbind(1)):
         F, Q, H, R = (at(p, t, 4) for p in (transition, process_noise, observation, observation_noise))
