@@ -1,0 +1,169 @@
+"""Runs a packed network: streams with a memory of their own, many tokens a call."""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import native_build
+from ..native_call import INTEGER, POINTER, structure
+from .pack import OPS, Builder, Slot
+
+Problem = structure(
+    ("streams count threads levels arena scratch integers logits start sampled top_k", INTEGER),
+    ("temperature top_p", ctypes.c_double),
+    ("program arenas registers seeds given drawn log_likelihood logits_out", POINTER),
+)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """native.c, built on first use."""
+    return native_build.load(Path(__file__).with_name("native.c"))
+
+
+def lanes() -> int:
+    """Floats in a vector register of this machine's build."""
+    return int(library().step_network_lanes())
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the next token is drawn from logits: temperature, then the top_k, then top_p, then by inverse distribution.
+
+    Levels that are as likely as the last one kept are kept too. The draw depends on (seed, position) alone.
+    """
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the likeliest level."""
+    top_k: int = 0
+    """Keep this many of the likeliest levels; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest levels that together weigh this much of what the top_k left."""
+
+
+@dataclass
+class Streams:
+    """What the streams of a batch remember between calls. Plain data: copy, save and restore the tensors."""
+
+    arenas: Tensor
+    """float32, shape (b, floats)."""
+    registers: Tensor
+    """int64, shape (b, integers): newest token, its position, and how many tokens wait in each pool."""
+
+
+@dataclass
+class Made:
+    """What a call gave."""
+
+    tokens: Tensor
+    """int64, shape (b, l): drawn, or those given."""
+    log_likelihood: Tensor
+    """Natural logarithm of each token's chance at temperature 1, float32, shape (b, l)."""
+    logits: Tensor | None
+    """float32, shape (b, l, levels), where asked for."""
+
+
+class Network:
+    """A program with its weights.
+
+    Args:
+        builder: What was packed.
+        logits: Offset in scratch of the last map's output.
+        levels: Number of tokens to choose from.
+    """
+
+    def __init__(self, builder: Builder, logits: int, levels: int):
+        self.program, self.weights = builder.finish()
+        self.slots = builder.slots
+        self.bytes_of: dict[int, int] = {}
+        for index, _, t in builder.tensors:
+            self.bytes_of[index] = self.bytes_of.get(index, 0) + t.numel() * t.element_size()
+        self.sizes = {"levels": levels, "arena": builder.arena_size, "scratch": builder.scratch_size}
+        self.sizes |= {"integers": builder.integers, "logits": logits}
+
+    def streams(self, batch: int, first: int) -> Streams:
+        """b streams that remember nothing and whose newest token is `first`."""
+        registers = torch.zeros(batch, self.sizes["integers"], dtype=torch.int64)
+        registers[:, 0] = first
+        return Streams(torch.zeros(batch, self.sizes["arena"]), registers)
+
+    def run(
+        self,
+        streams: Streams,
+        count: int,
+        *,
+        seeds: Sequence[int] = (),
+        draw: Draw | None = None,
+        given: Tensor | None = None,
+        keep_logits: bool = False,
+        threads: int = 1,
+    ) -> Made:
+        """Feed each stream its newest token, and get the next one, `count` times. Changes the streams in place.
+
+        Args:
+            streams: b of them.
+            count: Tokens a stream, l.
+            seeds: A number a stream, for `draw`.
+            draw: How tokens are drawn; or
+            given: the tokens themselves, int64, shape (b, l).
+            keep_logits: Return the logits.
+            threads: Streams side by side.
+        """
+        b = len(streams.arenas)
+        tokens = torch.zeros(b, count, dtype=torch.int64)
+        likelihood = torch.zeros(b, count)
+        logits = torch.zeros(b, count, self.sizes["levels"]) if keep_logits else None
+        numbers = torch.tensor([s & (2**63 - 1) for s in seeds] or [0] * b, dtype=torch.int64)
+        draw = draw or Draw()
+        tensors = {
+            "arenas": streams.arenas, "registers": streams.registers, "seeds": numbers, "drawn": tokens,
+            "log_likelihood": likelihood, "logits_out": logits,
+            "given": None if given is None else given.contiguous(),
+        }  # fmt: skip
+        problem = Problem(
+            streams=b, count=count, threads=threads, sampled=given is None, top_k=draw.top_k,
+            temperature=draw.temperature, top_p=draw.top_p, program=ctypes.addressof(self.program),
+            **self.sizes, **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
+        )  # fmt: skip
+        library().step_network_run(ctypes.byref(problem))
+        return Made(tokens, likelihood, logits)
+
+    def read(self, streams: Streams, slot: Slot) -> Tensor:
+        """A state tensor (b, ...) out of the arenas; complex where its numbers come in pairs."""
+        values = streams.arenas[:, slot.place.flatten()].view(-1, *slot.place.shape)
+        if slot.factor is None:
+            return values
+        if not slot.factor.is_complex():
+            return values * slot.factor
+        value = torch.view_as_complex(values.contiguous()) * slot.factor
+        return torch.view_as_real(value).flatten(-2) if slot.flat else value
+
+    def write(self, streams: Streams, slot: Slot, value: Tensor) -> None:
+        """Put a state tensor (b, ...) into the arenas."""
+        if slot.flat:
+            value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
+        if slot.factor is not None:
+            value = value / slot.factor
+        if value.is_complex():
+            value = torch.view_as_real(value.resolve_conj())
+        streams.arenas[:, slot.place.flatten()] = value.reshape(len(value), -1).float()
+
+    def traffic(self) -> float:
+        """Bytes of weights and coefficients that one token reads on average: a pool's rest runs every k-th time."""
+        total, rate, ends = 0.0, 1.0, []
+        for index, i in enumerate(self.program):
+            while ends and ends[-1][0] <= index:
+                rate = ends.pop()[1]
+            total += rate * self.bytes_of.get(index, 0) * (1 if i.op else 1 / self.sizes["levels"])
+            if i.op == OPS.index("pool"):
+                ends.append((i.jump, rate))
+                rate /= i.k
+        return total
+
+
+__all__ = ["Draw", "Made", "Network", "Streams", "lanes", "library"]
