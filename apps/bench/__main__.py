@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from . import scan
+from . import hugging_face, scan
 
-COMMANDS = {"scan": scan}
+COMMANDS = {"scan": scan, "transformers": hugging_face}
 
 
 def main(words: list[str] | None = None) -> int:

@@ -103,7 +103,7 @@ def routed_scan(
     y, last = torch.zeros_like(x[..., : dt.shape[2] // order.shape[0]]), []
     for i, there in enumerate(order.long().unbind(0)):
         own = _of_route(i, order.shape[0], there, x, dt, A, B, C, D, z, dt_bias, initial_state)
-        y_route, h = selective_scan(*own, rows, dt_softplus, reverse, rule)
+        y_route, h = selective_scan(*own, rows=rows, dt_softplus=dt_softplus, reverse=reverse, rule=rule)
         y = y + y_route.index_select(1, there.argsort())
         last.append(h)
     return y, torch.cat(last, 1)
