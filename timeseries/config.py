@@ -1,7 +1,7 @@
 """What `python -m timeseries.train` can be told. Plain dataclasses: importing this file imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 ModelName = Literal["linear_ssm", "s4d", "mamba"]
 
@@ -57,8 +57,8 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientConfig:
-    """How the part of a forecaster that has no closed form is trained."""
+class FitConfig:
+    """How a GluonTS estimator is fitted: what is held out, and the part that has no closed form."""
 
     epochs: int = 10
     """Passes over the training windows."""
@@ -74,6 +74,19 @@ class GradientConfig:
     """Epochs without a better validation loss before the training ends; None for never."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu."""
+    validation_share: float = 0.2
+    """Last part of every series that chooses and calibrates, where no validation data are given."""
+    memory: int = 2000
+    """Errors of the latest forecasts, a step ahead, that the conformal intervals of a series are made of."""
+    seed: int = 0
+    """Seed of the weights, the order of the windows and the dropout."""
+
+    def __post_init__(self):
+        if not 0 < self.validation_share < 1 or self.memory < 1:
+            raise ValueError(
+                f"FitConfig: validation_share={self.validation_share}, memory={self.memory}, expected a share between "
+                "0 and 1 and at least one error"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,3 +161,25 @@ class TrainConfig:
     """Folder that gets the run folder."""
     resume: str | None = None
     """A run folder: read its config.yaml and go on where it stopped; other options given beside it win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LtsfConfig:
+    """Make the long-term-forecasting tables: MSE and MAE on every test window, beside naive and ridge forecasts."""
+
+    data_dir: str = ""
+    """Folder with the CSV files of the literature: ETTh1.csv (or .csv.gz), exchange_rate.csv (or .txt), weather.csv"""
+    output: str = "runs/ltsf"
+    """Folder of the tables; a run that was stopped goes on there."""
+    datasets: tuple[str, ...] | None = None
+    """Which data sets; None takes those whose files are there."""
+    lookbacks: tuple[Literal["short", "free"], ...] = ("short", "free")
+    """short: the 96 values (36 for ILI) that papers fix. free: everything since the first row, or 336 values."""
+    horizons: tuple[int, ...] | None = None
+    """Steps to forecast; None takes the four of each data set."""
+    models: tuple[str, ...] = ("linear_ssm",)
+    """As --model of timeseries.train, e.g. linear_ssm s4d mamba."""
+    seeds: int = 3
+    """Runs of each model that has something random in it."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Further options of timeseries.train for the models that are trained by gradient, e.g. {epochs: 3}."""

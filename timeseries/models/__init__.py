@@ -11,6 +11,9 @@ _HOME = {
 }
 __all__ = sorted(_HOME)
 
+CLOSED_FORM = ("linear_ssm",)
+"""Models of `timeseries.train` that have nothing random in them and may look back to the first row."""
+
 
 def __getattr__(name: str):
     if name in _HOME:
