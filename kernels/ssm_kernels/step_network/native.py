@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import native_build
 from ..native_call import INTEGER, POINTER, structure
 from .pack import OPS, Builder, Slot
+from .reference import Draw
 
 Problem = structure(
     ("streams count threads levels arena scratch integers logits start sampled top_k", INTEGER),
@@ -29,21 +30,6 @@ def library() -> ctypes.CDLL:
 def lanes() -> int:
     """Floats in a vector register of this machine's build."""
     return int(library().step_network_lanes())
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How the next token is drawn from logits: temperature, then the top_k, then top_p, then by inverse distribution.
-
-    Levels that are as likely as the last one kept are kept too. The draw depends on (seed, position) alone.
-    """
-
-    temperature: float = 1.0
-    """Logits are divided by it; 0 takes the likeliest level."""
-    top_k: int = 0
-    """Keep this many of the likeliest levels; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the likeliest levels that together weigh this much of what the top_k left."""
 
 
 @dataclass
@@ -79,6 +65,7 @@ class Network:
 
     def __init__(self, builder: Builder, logits: int, levels: int):
         self.program, self.weights = builder.finish()
+        self.lanes = builder.lanes
         self.slots = builder.slots
         self.bytes_of: dict[int, int] = {}
         for index, _, t in builder.tensors:
@@ -166,4 +153,4 @@ class Network:
         return total
 
 
-__all__ = ["Draw", "Made", "Network", "Streams", "lanes", "library"]
+__all__ = ["Made", "Network", "Streams", "lanes", "library"]
