@@ -8,6 +8,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+Arrange = Callable[[list[int], torch.Generator], list[int]]
+
 
 class EpochSampler(Sampler[int]):
     """Every index once an epoch, in an order that depends on (seed, epoch) alone; ranks take turns.
@@ -20,6 +22,8 @@ class EpochSampler(Sampler[int]):
         repeats: Draws of an index in a row; an epoch stays as long, so a part of the indices waits for another one.
         keyed: Give draw * size + index, with another draw for every epoch and repeat, in place of the bare index: an
             item that is random can then draw its noise from this number alone.
+        arrange: Puts an epoch's shuffled indices into another order, given a seeded generator: such as one where items
+            of like size stand together.
     """
 
     def __init__(
@@ -31,9 +35,10 @@ class EpochSampler(Sampler[int]):
         limit: int | None = None,
         repeats: int = 1,
         keyed: bool = False,
+        arrange: Arrange | None = None,
     ):
         self.size, self.seed, self.shuffle, self.limit = size, seed, shuffle, limit
-        self.repeats, self.keyed = repeats, keyed
+        self.repeats, self.keyed, self.arrange = repeats, keyed, arrange
         self.epoch = 0
         self.generator = torch.Generator()  # the loader's own; reset each epoch, so a resumed run draws the same seeds
 
@@ -48,6 +53,8 @@ class EpochSampler(Sampler[int]):
         if self.shuffle:
             seeded = torch.Generator().manual_seed(_mix(self.seed, epoch, 0))
             indices = torch.randperm(self.size, generator=seeded).tolist()
+            if self.arrange is not None:
+                indices = self.arrange(indices, seeded)
         else:
             indices = list(range(self.size))
         if self.keyed or self.repeats > 1:
@@ -113,6 +120,7 @@ def make_loader(
     collate_fn: Callable[[list], Any] | None = None,
     repeats: int = 1,
     keyed: bool = False,
+    arrange: Arrange | None = None,
 ) -> StatefulDataLoader:
     """Batches of a map-style dataset, for exact resume at any batch.
 
@@ -129,6 +137,7 @@ def make_loader(
         collate_fn: As in torch.
         repeats: As in EpochSampler.
         keyed: As in EpochSampler; `dataset[key]` then gets the key.
+        arrange: As in EpochSampler.
     Raises:
         ValueError: The dataset is empty or batch_size is not positive.
     """
@@ -136,7 +145,7 @@ def make_loader(
     if size < 1 or batch_size < 1:
         raise ValueError(f"make_loader: {size} items in batches of {batch_size}; both must be at least 1")
     limit = steps_per_epoch * batch_size if steps_per_epoch else None
-    sampler = EpochSampler(size, seed, shuffle=shuffle, limit=limit, repeats=repeats, keyed=keyed)
+    sampler = EpochSampler(size, seed, shuffle=shuffle, limit=limit, repeats=repeats, keyed=keyed, arrange=arrange)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*set_vital")  # torchdata calls what torch deprecates
         return _Loader(
