@@ -16,9 +16,10 @@ from .chunks import Pieces, Streams, first
 from .data import PARTS, Collection, Recording, waves_to_tokens
 from .errors import AudioError
 from .likelihood import bits_per_sample, whole_recordings
-from .models.sashimi import SaShiMi
+from .models.sashimi import UNKNOWN, SaShiMi
 from .quantize import Quantizer
 from .samples import write_samples
+from .smooth_start import start_smooth
 from .task import SampleTask
 from .train_config import TrainConfig
 
@@ -72,6 +73,8 @@ class Experiment:
         config = self.config
         torch.manual_seed(config.seed)
         model = SaShiMi(self.model_config)
+        if config.optim.smooth_start:
+            start_smooth(model)
         checkpoint = self._checkpoint(model)
         train = make_loader(
             self._training_batches(),
@@ -86,7 +89,11 @@ class Experiment:
         steps, optim = config.epochs * len(train), config.optim
         draw = functools.partial(self._draw, checkpoint) if config.samples else None
         outcome = fit(
-            SampleTask(model, optim, steps, draw), train, validation, self._settings(checkpoint), self.run_dir
+            SampleTask(model, optim, steps, config.recordings.hide_labels, draw),
+            train,
+            validation,
+            self._settings(checkpoint),
+            self.run_dir,
         )
         print(f"best validation score {outcome.best_score:.4f} bits a sample, epoch {outcome.best_epoch + 1}")
 
@@ -98,6 +105,8 @@ class Experiment:
         """
         best = Checkpoint.load(self.run_dir)
         scores = {"sashimi": bits_per_sample(best.model, self._whole("test"))}
+        if self.names and self.config.recordings.hide_labels:
+            scores["sashimi, labels hidden"] = bits_per_sample(best.model, self._whole("test", hidden=True))
         decode, encode = self.quantizer.decode, self.quantizer.encode
         scores |= baselines(self.tokens["train"], self.tokens["test"], self.quantizer.levels, decode, encode)
         samples = sum(map(len, self.tokens["test"]))
@@ -119,9 +128,10 @@ class Experiment:
         options |= {"multiple": self.multiple, "seed": self.config.seed}
         return Pieces(self.tokens["train"], self.labels["train"], **options)
 
-    def _whole(self, part: str):
+    def _whole(self, part: str, hidden: bool = False):
         options = {"length": self.length, "batch_size": SCORING_BATCH, "silence": self.quantizer.zero}
-        return whole_recordings(self.tokens[part], self.labels[part], **options)
+        labels = torch.full_like(self.labels[part], UNKNOWN) if hidden else self.labels[part]
+        return whole_recordings(self.tokens[part], labels, **options)
 
     def _checkpoint(self, model: SaShiMi) -> Checkpoint:
         labels = tuple(self.names.values())

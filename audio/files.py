@@ -4,6 +4,7 @@ Waveforms are float32, shape (channels, time), in [-1, 1], as in torchaudio; sou
 OGG, MP3, no FFmpeg), torchaudio resamples.
 """
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -34,13 +35,86 @@ def read_audio(source: str | os.PathLike | bytes, name: str | None = None) -> tu
     Raises:
         AudioError: There is no such file, it is no sound, it is empty, holds NaN, or its rate or channels are absurd.
     """
-    label = name or ("the file" if isinstance(source, bytes) else str(source))
+    wave, rate, _ = _decode(source, name or ("the file" if isinstance(source, bytes) else str(source)), "float32")
+    return torch.from_numpy(wave.T.copy()), rate
+
+
+def read_pcm(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Integer samples as they stand in the file.
+
+    Args:
+        path: WAV or FLAC of 8, 16 or 24 bits.
+    Returns:
+        int32, shape (c, t), left-justified: a 16-bit sample is a multiple of 2^16; and the rate in Hz.
+    Raises:
+        AudioError: As `read_audio`, or the samples are floats or coded with loss.
+    """
+    pcm, rate, subtype = _decode(path, str(path), "int32")
+    if subtype not in ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24"):
+        raise AudioError(f"{path}: its samples are {subtype}; expected integers of 8, 16 or 24 bits")
+    return pcm.T.copy(), rate
+
+
+def write_pcm(path: str | os.PathLike, pcm: np.ndarray, rate: int) -> None:
+    """Write integer samples as `read_pcm` gives them, 16 bits where they fit, else 24; whole or not at all.
+
+    Args:
+        path: Ends in .wav or .flac.
+        pcm: int32, shape (c, t), left-justified.
+        rate: In Hz.
+    Raises:
+        AudioError: The ending is unknown, or the disk refuses the file.
+    """
+    kind = Path(path).suffix.removeprefix(".").upper()
+    if kind not in ("WAV", "FLAC"):
+        raise AudioError(f"{path}: end the name in .wav or .flac")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm.T, rate, format=kind, subtype="PCM_24" if (pcm & 0xFFFF).any() else "PCM_16")
+    write_bytes(path, buffer.getvalue())
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """A whole file.
+
+    Args:
+        path: Which.
+    Raises:
+        AudioError: It is not there or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """A whole file, or nothing.
+
+    Args:
+        path: Where; replaced if it exists.
+        data: Its bytes.
+    Raises:
+        AudioError: The disk refuses it.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise AudioError(f"{path}: cannot be written ({error.strerror or error}); nothing was left behind") from None
+
+
+def _decode(source: str | os.PathLike | bytes, label: str, dtype: str) -> tuple[np.ndarray, int, str]:
+    """Samples (t, c), rate and subtype of a file, checked."""
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise AudioError(f"{label}: there is no such file")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             _check_header(label, file.samplerate, file.channels)
-            wave = file.read(dtype="float32", always_2d=True)
+            wave = file.read(dtype=dtype, always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         reason = str(error).split(": ")[-1].rstrip(".")
         raise AudioError(f"{label}: cannot be read as audio ({reason}); give a WAV, FLAC, OGG or MP3 file") from None
@@ -49,7 +123,7 @@ def read_audio(source: str | os.PathLike | bytes, name: str | None = None) -> tu
     bad = np.flatnonzero(~np.isfinite(wave).all(1))
     if len(bad):
         raise AudioError(f"{label}: sample {bad[0]} is NaN or infinite; export the recording again")
-    return torch.from_numpy(wave.T.copy()), file.samplerate
+    return wave, file.samplerate, file.subtype
 
 
 def write_audio(path: str | os.PathLike, wave: Tensor, rate: int, subtype: Subtype = "16") -> None:
@@ -63,15 +137,7 @@ def write_audio(path: str | os.PathLike, wave: Tensor, rate: int, subtype: Subty
     Raises:
         AudioError: The ending, rate or subtype is unknown, a sample is not finite, or the disk refuses the file.
     """
-    path = Path(path)
-    data = encode_audio(wave, rate, path.suffix.removeprefix("."), subtype)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise AudioError(f"{path}: cannot be written ({error.strerror or error}); nothing was left behind") from None
+    write_bytes(path, encode_audio(wave, rate, Path(path).suffix.removeprefix("."), subtype))
 
 
 def encode_audio(wave: Tensor, rate: int, kind: str, subtype: Subtype = "16") -> bytes:

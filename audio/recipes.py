@@ -5,8 +5,8 @@ from dataclasses import replace
 from .presets import preset
 from .train_config import DataConfig, OptimConfig, TrainConfig
 
-PLATEAU = OptimConfig(lr=4e-3, schedule="plateau", warmup=0.0)
-MAMBA_OPTIM = OptimConfig(lr=2e-3, weight_decay=0.1, warmup=0.1, clip=0.14)
+PLATEAU = OptimConfig(lr=4e-3, schedule="plateau", warmup=0.0, smooth_start=False)
+MAMBA_OPTIM = OptimConfig(lr=2e-3, weight_decay=0.1, warmup=0.1, clip=0.14, smooth_start=False)
 """The Mamba paper clips the gradient of nats at 0.1; ours is of bits."""
 
 
@@ -46,7 +46,20 @@ def beethoven_sashimi() -> TrainConfig:
     return TrainConfig(recordings=data, model=preset("sashimi_8"), optim=PLATEAU, batch_size=1, epochs=250)
 
 
+def fsdd_small() -> TrainConfig:
+    """Spoken digits at 8 kHz, told digit and speaker: half an hour on two busy CPU cores, below 6 bits in minutes."""
+    data = DataConfig(layout="fsdd", condition="both", hide_labels=0.25, chunk_seconds=2.5)
+    return TrainConfig(recordings=data, model=preset("fsdd_small"), epochs=4, batch_size=4, steps_per_epoch=320)
+
+
+def fsdd_quick() -> TrainConfig:
+    """`fsdd_small` for a few minutes: a quarter of the steps."""
+    return replace(fsdd_small(), epochs=2, steps_per_epoch=200)
+
+
 RECIPES = {
+    "fsdd_small": fsdd_small,
+    "fsdd_quick": fsdd_quick,
     "sc09_sashimi": sc09_sashimi,
     "sc09_mamba": sc09_mamba,
     "sc09_mamba_large": sc09_mamba_large,

@@ -15,6 +15,7 @@ from ssmcore.state import State, detach
 
 from .chunks import Batch
 from .likelihood import continue_rows, score_rows
+from .models.sashimi import UNKNOWN
 from .train_config import OptimConfig
 
 
@@ -25,6 +26,7 @@ class SampleTask(pl.LightningModule):
         model: SaShiMi.
         config: Learning rate, schedule, decay.
         steps: Optimiser steps of the whole run, for the schedule.
+        hide_labels: Share of the rows whose labels are hidden in training.
         after_epoch: Called with the model and the epoch after each validation; it must not touch the random state.
     """
 
@@ -33,15 +35,19 @@ class SampleTask(pl.LightningModule):
         model: nn.Module,
         config: OptimConfig,
         steps: int,
+        hide_labels: float = 0.0,
         after_epoch: Callable[[nn.Module, int], None] | None = None,
     ):
         super().__init__()
         self.model, self.config, self.steps = model, config, steps
-        self.after_epoch = after_epoch
+        self.hide_labels, self.after_epoch = hide_labels, after_epoch
         self.carried: State | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean bits a sample over a batch of rows (b, l)."""
+        if self.hide_labels:
+            hidden = torch.rand(len(batch.label), 1, device=batch.label.device) < self.hide_labels
+            batch = batch._replace(label=batch.label.masked_fill(hidden, UNKNOWN))
         logits, state = continue_rows(self.model, batch, self.carried)
         self.carried = None if state is None else detach(state)
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()) / math.log(2)

@@ -25,6 +25,8 @@ class DataConfig:
     """log2 of the number of levels."""
     condition: Literal["nothing", "label", "speaker", "both"] = "nothing"
     """What the model is told of a recording."""
+    hide_labels: float = 0.0
+    """Share of the training recordings whose labels are hidden, so that the model can do without them too."""
     chunk_seconds: float = 4.0
     """Longest piece that is trained on at once; shorter recordings are taken whole."""
     carry: bool = False
@@ -43,6 +45,8 @@ class OptimConfig:
     """Half a cosine to zero; or a fifth of the rate after 20 epochs without a better validation score."""
     warmup: float = 0.02
     """Share of the steps in which the rate rises (cosine)."""
+    smooth_start: bool = True
+    """Start embedding and head as smooth functions of the level; false starts them at random, as the papers do."""
     clip: float | None = 1.0
     """Largest norm of the gradient of the bits a sample; null for any."""
 
