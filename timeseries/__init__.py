@@ -20,6 +20,18 @@ _HOME = {
     "fit_linear_ssm": "models.ridge",
     "PatchForecaster": "models.patch_forecaster",
     "Forecaster": "forecaster",
+    "StreamConfig": "config",
+    "FitConfig": "config",
+    "SSMEstimator": "estimator",
+    "LinearSSMEstimator": "estimator",
+    "S4DForecaster": "estimator",
+    "MambaForecaster": "estimator",
+    "SSMPredictor": "predictor",
+    "Stream": "update",
+    "at_rate": "rates",
+    "from_pandas": "frames",
+    "backtest": "backtest",
+    "anomaly_scores": "anomaly",
 }
 __all__ = sorted(_HOME)
 

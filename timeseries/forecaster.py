@@ -63,7 +63,7 @@ class Forecaster:
         if isinstance(self.model, LinearSSM):
             features, last, _ = self.model.features(values)
             return lambda origins: self.model.read_out(features[:, origins], last[:, origins])
-        length, weight = self.linear.context_length, self.model.head.weight
+        length, weight = self.linear.context_length, self.model.encoder.head.weight
         windows = values.unfold(1, length, 1)
 
         @torch.no_grad()
@@ -91,7 +91,7 @@ class Forecaster:
             if isinstance(self.model, LinearSSM):
                 future = self.model(past)
             else:
-                future = self.model.eval()(past[None, :, -length:].to(self.model.head.weight))[0]
+                future = self.model.eval()(past[None, :, -length:].to(self.model.encoder.head.weight))[0]
         return self.scaler.inverse(future.double().cpu().numpy().T)
 
     def save(self, path: str | Path) -> None:

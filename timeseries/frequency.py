@@ -68,6 +68,26 @@ def infer_frequency(dates: pd.DatetimeIndex, source: str, line: Callable[[int], 
     _raise_gap(dates, int(sizes[counts.argmax()]), source, line)
 
 
+def periods_of(freq: str) -> tuple[int, ...]:
+    """Seasonal periods of a pandas frequency, in steps, shortest first; (1,) when there is none.
+
+    Args:
+        freq: Of pandas periods or offsets, e.g. `h`, `15min`, `W-SUN`, `M`.
+    Raises:
+        ValueError: pandas does not know it.
+    """
+    offset = pd.tseries.frequencies.to_offset({"M": "ME", "Q": "QE", "Y": "YE"}.get(freq, freq))
+    name = offset.name.split("-")[0]
+    if name == "W":
+        return _fixed(offset.n * 7 * 86_400 * 10**9).periods
+    if name in CALENDAR_PERIODS:
+        return tuple(max(1, period // offset.n) for period in CALENDAR_PERIODS[name])
+    try:
+        return _fixed(offset.nanos).periods
+    except ValueError:
+        return (1,)
+
+
 def _fixed(nanoseconds: int) -> Frequency:
     seconds = nanoseconds / 1e9
     offset = pd.tseries.frequencies.to_offset(pd.Timedelta(nanoseconds, "ns")).freqstr

@@ -84,3 +84,32 @@ class ForecastTask(pl.LightningModule):
         optimizer = make_optimizer(self.model, self.lr, self.weight_decay)
         schedule = cosine_schedule(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class NetworkTask(pl.LightningModule):
+    """Train a Network, which has its own loss, on pairs of windows and futures; log val_loss.
+
+    Args:
+        model: `loss(window, future)` is a scalar.
+        lr: Peak learning rate.
+        weight_decay: Of the parameters that decay.
+        steps: Optimiser steps of the whole run, for the schedule.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float, steps: int):
+        super().__init__()
+        self.model, self.lr, self.weight_decay, self.steps = model, lr, weight_decay, steps
+
+    def transfer_batch_to_device(self, batch: tuple, device: torch.device, dataloader_idx: int) -> tuple:
+        """A window is no plain tensor; shapes as before."""
+        return tuple(part.to(device) for part in batch)
+
+    def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
+        """The network's loss."""
+        return self.model.loss(*batch)
+
+    def validation_step(self, batch: tuple, batch_idx: int) -> None:
+        """The same without a gradient, averaged over the part."""
+        self.log("val_loss", self.model.loss(*batch), batch_size=len(batch[1]), on_epoch=True)
+
+    configure_optimizers = ForecastTask.configure_optimizers

@@ -193,10 +193,14 @@ class Checkpoints(Checkpoint):
 
 
 class EpochLine(Callback):
-    """Log the mean training loss of an epoch, also of one that was interrupted, and print one line."""
+    """Log the mean training loss of an epoch, also of one that was interrupted, and print one line.
 
-    def __init__(self):
-        self.total, self.batches = 0.0, 0
+    Args:
+        silent: Print nothing.
+    """
+
+    def __init__(self, silent: bool = False):
+        self.total, self.batches, self.silent = 0.0, 0, silent
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -227,7 +231,7 @@ class EpochLine(Callback):
             logger.log_metrics({"train_loss": loss}, trainer.global_step - 1)
             logger.save()
         seconds, self._start = time.monotonic() - self._start, time.monotonic()
-        if not trainer.is_global_zero:
+        if self.silent or not trainer.is_global_zero:
             return
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
         text = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))

@@ -59,6 +59,8 @@ class RunSettings:
     """Epochs from one validation to the next."""
     note: dict[str, Any] = field(default_factory=dict)
     """Stored in the safetensors files, to build the model again."""
+    silent: bool = False
+    """Print no lines; a terminal still gets the progress bar while it lasts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def make_trainer(settings: RunSettings, run_dir: Path, callbacks: Sequence[Callb
         run_dir: Everything the Trainer writes goes here.
         callbacks: More of them.
     """
-    own: list[Callback] = [Reseed(settings.seed), NonFiniteGuard(), _Rewind(), EpochLine()]
+    own: list[Callback] = [Reseed(settings.seed), NonFiniteGuard(), _Rewind(), EpochLine(settings.silent)]
     if settings.patience is not None:
         own.append(EarlyStopping(settings.monitor, patience=settings.patience, mode=settings.mode, check_finite=False))
     bar = sys.stderr.isatty()

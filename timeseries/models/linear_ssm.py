@@ -10,6 +10,9 @@ values replaces z[t] by z[t] - p**L z[t-L], which is the same sum cut after L te
 A missing value (NaN) is a skipped measurement: it adds nothing to z nor to the response that is subtracted, and the
 feature is divided by the share of |p|-weighted memory that was observed; x[t] is then the last value seen.
 
+Irregular steps: a value that comes `dt` steps after the one before takes p**dt in place of p, the exact solution of the
+same continuous system between two samples, the value held in between. Another sampling rate is one dt for all.
+
     b  series (batch)      t  time steps      n  poles      f  features (2 n)      h  prediction_length
 """
 
@@ -18,6 +21,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ssmcore.functional import linear_recurrence
 
 State = dict[str, Tensor]
 CHUNK = 64
@@ -96,11 +101,12 @@ class LinearSSM(nn.Module):
 
     # -- a whole series at once -------------------------------------------------------------------------------------
 
-    def features(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, values: Tensor, dt: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Features after every time step, by the recurrence.
 
         Args:
             values: Series from their first value on, NaN where missing, shape (b, t).
+            dt: Time since the value before, positive, in steps, shape (b, t); None is 1 everywhere.
         Returns:
             Features, shape (b, t, f); the last value seen, shape (b, t), 0 before the first; whether any was seen
             (within the context), bool, shape (b, t).
@@ -110,13 +116,12 @@ class LinearSSM(nn.Module):
         clean = torch.where(observed, values, 0.0)
         last, seen = last_observed(values, self.context_length)
         # Where nothing is missing all series respond to a constant alike.
-        shown = torch.ones_like(values[:1]) if observed.all() else observed.to(values)
-        deviation = self._windowed(clean, self.poles) - self._windowed(shown, self.poles) * last[..., None]
-        if self.context_length is None:
-            full = 1 - self.decay ** torch.arange(1, values.shape[1] + 1, device=values.device)[:, None]
-        else:
-            full = 1 - self.decay**self.context_length
-        return self._as_features(deviation, full, self._windowed(shown, self.decay)), last, seen
+        alike = dt is None and bool(observed.all())
+        shown = torch.ones_like(values[:1]) if alike else observed.to(values)
+        response = self._windowed(shown, self.poles, dt)
+        weight = self._windowed(shown, self.decay, dt)
+        deviation = self._windowed(clean, self.poles, dt) - response * last[..., None]
+        return self._as_features(deviation, self._whole(values, dt), weight), last, seen
 
     def forecast_series(self, values: Tensor, origins: Tensor) -> Tensor:
         """Forecasts from many origins of the same series.
@@ -130,19 +135,27 @@ class LinearSSM(nn.Module):
         features, last, _ = self.features(values)
         return self.read_out(features[:, origins], last[:, origins])
 
-    def forward(self, past: Tensor) -> Tensor:
+    def forward(self, past: Tensor, dt: Tensor | None = None) -> Tensor:
         """Forecast what follows each past.
 
         Args:
             past: Values up to now, NaN where missing, shape (b, t). Only the last `context_length` are used; if there
                 are fewer, the rest counts as missing.
+            dt: Time since the value before, in steps, shape (b, t); None is 1 everywhere.
         Returns:
             float64, shape (b, h).
         """
         past = past.to(self.bias)
+        if dt is not None:
+            features, last, _ = self.features(past, dt)
+            return self.read_out(features[:, -1], last[:, -1])
         if self.context_length:
             past = past[:, -self.context_length :]
             past = nn.functional.pad(past, (self.context_length - past.shape[1], 0), value=math.nan)
+        return self.read_out(*self._window_features(past))
+
+    def _window_features(self, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (b, f) and last value (b,) after the last of (b, t) values."""
         observed = ~past.isnan()
         last, _ = last_observed(past, None)
         # One matrix product with the impulse response of every pole: nothing is kept but the last step.
@@ -152,7 +165,7 @@ class LinearSSM(nn.Module):
         moved = torch.where(observed, past - last[:, -1:], 0.0)
         deviation = torch.complex(moved @ kernel.real, moved @ kernel.imag)
         weight = observed.to(past) @ envelope
-        return self.read_out(self._as_features(deviation, envelope.sum(0), weight), last[:, -1])
+        return self._as_features(deviation, envelope.sum(0), weight), last[:, -1]
 
     def read_out(self, features: Tensor, last: Tensor) -> Tensor:
         """Features to forecasts: shapes (..., f) and (...) to (..., h)."""
@@ -170,43 +183,134 @@ class LinearSSM(nn.Module):
         real = torch.zeros(batch, n, **options)
         return {"hidden": zeros, "response": zeros, "weight": real, "full": real, "last": real[:, 0]}
 
-    def step(self, value: Tensor, state: State) -> State:
+    def step(self, value: Tensor, state: State, dt: Tensor | None = None) -> State:
         """Take in one new value of every series; the cost does not depend on how many came before.
 
         Args:
             value: The new values, NaN where missing, shape (b,).
             state: From `init_state` or `step`; not changed.
+            dt: Time since the value before, in steps, shape (b,); None is 1.
         Returns:
             The new state.
+        Raises:
+            ValueError: dt given to a model of finite context, whose state holds no times.
         """
         value = value.to(self.bias)
         if self.context_length:
+            if dt is not None:
+                raise ValueError("LinearSSM.step: dt needs unlimited memory; this model has a context_length")
             return {"window": torch.cat([state["window"][:, 1:], value[:, None]], dim=1)}
         observed = ~value.isnan()
-        gain, seen = 1 - self.decay, observed.to(value)[:, None]
+        poles, decay = self.poles, self.decay
+        if dt is not None:
+            poles, decay = poles ** dt.to(value)[:, None], decay ** dt.to(value)[:, None]
+        gain, seen = 1 - decay, observed.to(value)[:, None]
         return {
-            "hidden": self.poles * state["hidden"] + gain * torch.where(observed, value, 0.0)[:, None],
-            "response": self.poles * state["response"] + gain * seen,
-            "weight": self.decay * state["weight"] + gain * seen,
-            "full": self.decay * state["full"] + gain,
+            "hidden": poles * state["hidden"] + gain * torch.where(observed, value, 0.0)[:, None],
+            "response": poles * state["response"] + gain * seen,
+            "weight": decay * state["weight"] + gain * seen,
+            "full": decay * state["full"] + gain,
             "last": torch.where(observed, value, state["last"]),
+        }
+
+    def state_after(self, past: Tensor, dt: Tensor | None = None) -> State:
+        """The state after a whole past: what `step` arrives at, value by value.
+
+        Args:
+            past: NaN where missing, shape (b, t).
+            dt: Time since the value before, in steps, shape (b, t); None is 1 everywhere. Unlimited memory only.
+        """
+        past = past.to(self.bias)
+        if self.context_length:
+            past = past[:, -self.context_length :]
+            return {
+                "window": nn.functional.pad(past, (self.context_length - past.shape[1], 0), value=math.nan),
+            }
+        observed = ~past.isnan()
+        dt = torch.ones_like(past[:1]) if dt is None else dt.to(past)
+        age = dt.sum(1, keepdim=True) - dt.cumsum(1)  # time from each value to the last
+        envelope = (1 - self.decay ** dt[..., None]) * self.decay ** age[..., None]  # (b or 1, t, n)
+        kernel = torch.polar(envelope, (self.angles * age[..., None]))
+        clean, seen = torch.where(observed, past, 0.0), observed.to(past)
+        last, _ = last_observed(past, None)
+        return {
+            "hidden": _sum_over_time(clean, kernel),
+            "response": _sum_over_time(seen, kernel),
+            "weight": _sum_over_time(seen, envelope),
+            "full": envelope.sum(1).expand(len(past), -1),
+            "last": last[:, -1],
         }
 
     def forecast(self, state: State) -> Tensor:
         """What the state expects next, float64, shape (b, h)."""
+        return self.read_out(*self.state_features(state))
+
+    def state_features(self, state: State) -> tuple[Tensor, Tensor]:
+        """Features (b, f) and last value (b,) of a state."""
         if self.context_length:
-            return self(state["window"])
+            return self._window_features(state["window"])
         deviation = state["hidden"] - state["response"] * state["last"][:, None]
-        return self.read_out(self._as_features(deviation, state["full"], state["weight"]), state["last"])
+        return self._as_features(deviation, state["full"], state["weight"]), state["last"]
+
+    # -- other sampling rates ---------------------------------------------------------------------------------------
+
+    def at_rate(self, step: float) -> "LinearSSM":
+        """The same forecaster for series sampled every `step` of the steps it was trained on.
+
+        Memories and frequencies keep their length in time; the read-out is interpolated between its own steps. What it
+        forecasts is the sampled value: sums over a step have to be divided by its length before.
+
+        Args:
+            step: 0.5 for data twice as dense, 2 for data half as dense.
+        Returns:
+            A model that forecasts floor(h / step) of the new steps.
+        Raises:
+            ValueError: step is not positive, or longer than the horizon.
+        """
+        horizon = int(self.prediction_length / step + 1e-9) if step > 0 else 0
+        if horizon < 1:
+            raise ValueError(f"LinearSSM.at_rate: step={step}, expected above 0 and at most {self.prediction_length}")
+        context = self.context_length and max(1, round(self.context_length / step))
+        model = LinearSSM(horizon, self.time_constants / step, self.angles * step, context)
+        # Row k of `mix` reads k * step off the trained steps; at 0 the forecast is the last value: weight 0.
+        place = (step * torch.arange(1, horizon + 1, dtype=torch.float64)).clamp_max(self.prediction_length)
+        trained = torch.arange(1, self.prediction_length + 1, dtype=torch.float64)
+        mix = (1 - (place[:, None] - trained).abs()).clamp_min(0).to(self.bias)
+        for name in ("feature_mean", "feature_scale"):
+            getattr(model, name).copy_(getattr(self, name))
+        model.weight.copy_(self.weight @ mix.T)
+        model.bias.copy_(mix @ self.bias)
+        return model.to(self.bias.device)
 
     # -- inner ------------------------------------------------------------------------------------------------------
 
-    def _windowed(self, drive: Tensor, poles: Tensor) -> Tensor:
-        states = filter_bank(drive, poles) * (1 - self.decay)
+    def _windowed(self, drive: Tensor, poles: Tensor, dt: Tensor | None) -> Tensor:
+        if dt is None:
+            states = filter_bank(drive, poles) * (1 - self.decay)
+            lapse = self.context_length
+        else:
+            dt = dt.to(drive)[..., None]
+            states = linear_recurrence(poles**dt, ((1 - self.decay**dt) * drive[..., None]).to(poles.dtype))
+            lapse = self._lapse(dt)
         length = self.context_length
         if length and length < drive.shape[1]:
-            states[:, length:] -= poles**length * states[:, :-length].clone()
+            states[:, length:] -= poles**lapse * states[:, :-length].clone()
         return states
+
+    def _whole(self, values: Tensor, dt: Tensor | None) -> Tensor:
+        """What `weight` would be with nothing missing, shape (t, n), (n,) or (b, t, n)."""
+        if dt is not None:
+            return self._windowed(torch.ones_like(values), self.decay, dt)
+        if self.context_length is None:
+            return 1 - self.decay ** torch.arange(1, values.shape[1] + 1, device=values.device)[:, None]
+        return 1 - self.decay**self.context_length
+
+    def _lapse(self, dt: Tensor) -> Tensor | None:
+        """Time that the context spans at every step that has a whole one, shape (b, t - context_length, 1)."""
+        if self.context_length is None:
+            return None
+        time = dt.cumsum(1)
+        return time[:, self.context_length :] - time[:, : -self.context_length]
 
     @staticmethod
     def _as_features(deviation: Tensor, full: Tensor, weight: Tensor) -> Tensor:
@@ -239,6 +343,13 @@ def filter_bank(drive: Tensor, poles: Tensor) -> Tensor:
     for k in range(1, inner.shape[1]):
         inner[:, k] += powers[1:] * inner[:, k - 1, -1:]
     return inner.reshape(b, -1, len(poles))[:, :t]
+
+
+def _sum_over_time(values: Tensor, kernel: Tensor) -> Tensor:
+    """Values (b, t) with a kernel (b or 1, t, n) to (b, n)."""
+    if kernel.is_complex():
+        return torch.complex(_sum_over_time(values, kernel.real), _sum_over_time(values, kernel.imag))
+    return values @ kernel[0] if len(kernel) == 1 else torch.einsum("bt,btn->bn", values, kernel)
 
 
 def last_observed(values: Tensor, context_length: int | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ the rows that miss it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,10 @@ def windows(model: LinearSSM, values: Tensor, origins: range) -> Iterator[tuple[
         yield features[0, keep], last[0, keep], series[1:].unfold(0, horizon, 1)[keep]
 
 
+Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives, anew at every call, pieces of features (r, f) and of targets less the last value (r, h), NaN where missing."""
+
+
 def fit_linear_ssm(
     model: LinearSSM,
     values: Tensor,
@@ -131,20 +135,53 @@ def fit_linear_ssm(
     Raises:
         ValueError: No candidate, a negative one, or an unknown `select`.
     """
+
+    def rows(origins: range) -> Iterator[tuple[Tensor, Tensor]]:
+        for features, last, targets in windows(model, values, origins):
+            yield features, targets - last[:, None]
+
+    return fit_read_out(model, lambda: rows(train), lambda: rows(validation), strengths=strengths, select=select)
+
+
+def fit_read_out(
+    model: LinearSSM,
+    train: Rows,
+    validation: Rows,
+    *,
+    strengths: Sequence[float] | None = None,
+    select: str = "mae",
+    keep: bool = False,
+) -> RidgeReport:
+    """As `fit_linear_ssm`, from features and targets that the caller cuts.
+
+    Args:
+        model: Its read-out is overwritten.
+        train: Gives the training rows.
+        validation: Gives the validation rows.
+        strengths, select: As in `fit_linear_ssm`.
+        keep: Shrink towards the read-out that the model has, in place of the naive forecast: what remains of it where
+            the new rows say nothing.
+    Returns:
+        Every candidate's validation scores.
+    Raises:
+        ValueError: No candidate, a negative one, or an unknown `select`.
+    """
     strengths = tuple(DEFAULT_RIDGE if strengths is None else strengths)
     if not strengths or min(strengths) < 0:
         raise ValueError(f"fit_linear_ssm: strengths must be non-negative and at least one, got {strengths}")
     if select not in ("mae", "mse"):
         raise ValueError(f"fit_linear_ssm: select={select!r}, expected 'mae' or 'mse'")
     moments = _Moments(len(model.feature_mean), model.prediction_length)
-    for features, last, targets in windows(model, values, train):
-        moments.add(features, targets - last[:, None])
+    for features, targets in train():
+        moments.add(features, targets - _read(model, features) if keep else targets)
     mean, scale, weight, bias = moments.solve(strengths)
-    squared, absolute, count = torch.zeros(len(strengths)), torch.zeros(len(strengths)), 0
-    squared, absolute = squared.double(), absolute.double()
-    for features, last, targets in windows(model, values, validation):
-        features, targets = (features - mean) / scale, targets - last[:, None]
-        present = ~targets.isnan()
+    if keep:  # the old read-out in the units of the new features
+        weight = weight + model.weight * (scale / model.feature_scale)[:, None]
+        bias = bias + model.bias + ((mean - model.feature_mean) / model.feature_scale) @ model.weight
+    squared = torch.zeros(len(strengths), dtype=torch.float64)
+    absolute, count = squared.clone(), 0
+    for features, targets in validation():
+        features, present = (features - mean) / scale, ~targets.isnan()
         count += int(present.sum())
         for i in range(len(strengths)):
             error = torch.where(present, features @ weight[i] + bias[i] - targets, 0.0)
@@ -157,3 +194,8 @@ def fit_linear_ssm(
     model.weight.copy_(weight[chosen])
     model.bias.copy_(bias[chosen])
     return RidgeReport(strengths=strengths, mse=tuple(squared.tolist()), mae=tuple(absolute.tolist()), chosen=chosen)
+
+
+def _read(model: LinearSSM, features: Tensor) -> Tensor:
+    """What the model's present read-out adds to the last value, shape (r, h)."""
+    return model.read_out(features, features.new_zeros(len(features)))

@@ -18,7 +18,7 @@ def build(mixer="s4d", trained=True):
     linear.weight.normal_(0, 0.1)
     model = PatchForecaster(linear, mixer, SMALL).eval()
     if trained:
-        torch.nn.init.normal_(model.head.weight, 0, 0.1)
+        torch.nn.init.normal_(model.encoder.head.weight, 0, 0.1)
     return model
 
 

@@ -1,0 +1,110 @@
+"""Intervals from the errors a forecaster has made: quantiles of what came less what was forecast, for every step ahead.
+
+The errors of a series' own latest forecasts count, a `memory` of them a step, so that the intervals follow the series
+when it grows calmer or wilder. Until it has made enough of its own, the errors of the validation windows of all series,
+in units of the running scale, stand in for as many as PRIOR of them.
+
+    recent[h]  y[j + h] - base[j, h]  for the latest origins j whose outcome is known,  times inflation[h]
+    level q    weighted quantile of recent[h] (weight 1 each) and scale * sketch[:, h] (PRIOR less their number, in all)
+
+Source: split conformal prediction with a moving calibration set (Xu & Xie 2021, EnbPI; Stankeviciute et al. 2021 for a
+set a step ahead). Exchangeability does not hold for series, so coverage is measured, not promised.
+
+    b  items      c  channels      j  origins      h  prediction_length      s  points of the sketch
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEVELS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975)
+PRIOR = 200
+POINTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the validation part taught about errors."""
+
+    sketch: Tensor
+    """Quantiles of the errors in units of the running scale, pooled over series, float64, shape (s, h)."""
+    inflation: Tensor
+    """How much larger errors are out of sample than on rows that the final fit has seen, float64, shape (h,)."""
+    memory: int
+    """Errors a step that count at most."""
+
+    @classmethod
+    def fit(cls, errors: Tensor, seen: Tensor | None, memory: int) -> "Calibration":
+        """From the errors of the validation windows.
+
+        Args:
+            errors: In units of the running scale, NaN where unknown, shape (n, h).
+            seen: The same windows' errors under the final fit, which has seen their outcomes; None if it has not.
+            memory: Errors a step that count at most.
+        """
+        horizon = errors.shape[1]
+        points = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
+        sketch = torch.zeros(POINTS, horizon, dtype=torch.float64)
+        for h in range(horizon):  # a step at a time: the errors of all steps may be a large table
+            known = errors[:, h][~errors[:, h].isnan()]
+            if len(known):
+                ranks = (points * len(known)).long().clamp_max(len(known) - 1)
+                sketch[:, h] = known.sort().values[ranks]
+        inflation = torch.ones(horizon, dtype=torch.float64)
+        if seen is not None:
+            ratio = errors.abs().nanmean(0) / seen.abs().nanmean(0).clamp_min(1e-30)
+            # One factor for neighbouring steps: a ratio of two means is noisy, and below 1 it is nothing but noise.
+            inflation = torch.where(ratio.isfinite(), ratio, 1.0).mean().clamp(1.0, 2.0).expand(horizon).clone()
+        return cls(sketch=sketch, inflation=inflation, memory=memory)
+
+    def quantiles(self, recent: Tensor, scale: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
+        """Quantiles of the error of the next forecast.
+
+        Args:
+            recent: Latest errors in the units of the data, NaN where unknown, shape (b, c, j, h).
+            scale: Running scale, shape (b, c).
+            levels: n of them.
+        Returns:
+            Shape (n, b, c, h), rising in n.
+        """
+        prior = self.sketch * scale[..., None, None]  # (b, c, s, h)
+        own = ~recent.isnan()
+        spare = (min(PRIOR, self.memory) - own.sum(-2, keepdim=True)).clamp_min(0)
+        if not spare.any():
+            prior = prior[..., :0, :]
+        values = torch.cat([(recent * self.inflation).nan_to_num(), prior], -2)
+        weight = torch.cat([own.double(), (spare / POINTS).expand(prior.shape)], -2)
+        values, order = values.sort(-2)
+        mass = weight.gather(-2, order).cumsum(-2)
+        # The first value whose mass reaches the level; the tails reach out by one value more (conformal's n + 1).
+        total = mass[..., -1:, :]
+        wanted = torch.tensor(levels, dtype=torch.float64, device=mass.device)[:, None] * (total + 1)
+        wanted = torch.where(wanted < 0.5 * (total + 1), (wanted - 1).clamp_min(1e-9), wanted)
+        wanted = torch.minimum(wanted, total - 1e-9).transpose(-1, -2).contiguous()
+        place = torch.searchsorted(mass.transpose(-1, -2).contiguous(), wanted).clamp_max(values.shape[-2] - 1)
+        return values.transpose(-1, -2).gather(-1, place).movedim(-1, 0)
+
+
+def recent_errors(target: Tensor, forecasts: Tensor, memory: int) -> Tensor:
+    """The errors whose outcome is known.
+
+    Args:
+        target: NaN where missing, shape (b, c, t).
+        forecasts: After each of the last o of the t steps, shape (b, c, o, h).
+        memory: Errors a step to return at most.
+    Returns:
+        Shape (b, c, j, h), NaN where unknown, j = memory or fewer; row -1 is the latest outcome.
+    """
+    o, horizon = forecasts.shape[-2:]
+    t = target.shape[-1]
+    # Row i of the result ends at outcome t - 1 - i: the forecast of step h was made h steps before it.
+    count = min(memory, t)
+    outcome = torch.arange(t - count, t)
+    origin = outcome[:, None] - torch.arange(1, horizon + 1)  # (j, h), a step of the series
+    place = origin - (t - o)
+    known = (place >= 0) & (origin >= 0)
+    made = forecasts[..., place.clamp_min(0), torch.arange(horizon)]
+    errors = target[..., outcome, None] - made
+    return torch.where(known, errors, torch.nan)
