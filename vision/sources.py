@@ -158,6 +158,21 @@ def open_source(options: DataOptions, part: Part, classes: tuple[str, ...] | Non
     return _files(path, wanted, classes)
 
 
+def read_image(path: str | Path, in_chans: int) -> Image.Image:
+    """One image file in colour or grey.
+
+    Args:
+        path: Any format that Pillow knows.
+        in_chans: 3 for RGB, 1 for grey.
+    Raises:
+        BadImageError: No such file, no image, or pixels of unknown range.
+    """
+    try:
+        return to_mode(_decode(path), in_chans)
+    except (*_UNREADABLE, BadImageError) as error:
+        raise BadImageError(f"{path}: {_reason(error)}") from None
+
+
 def to_mode(image: Image.Image, in_chans: int) -> Image.Image:
     """An image of any mode in colour or grey, 8 bits a channel.
 

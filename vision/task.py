@@ -1,7 +1,6 @@
 """The classification task: what a training step and a validation step of an image classifier are."""
 
 import fnmatch
-import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,12 +15,11 @@ from torch import Tensor, nn
 
 from ssmcore.engine import parameter_groups
 
+from .bad import note_bad
 from .config import AugmentOptions, OptimizerOptions, TrainConfig
 from .data import Batch
 from .errors import DataError
 from .metrics import Tally
-
-MOST_NAMED = 10
 
 
 class ClassifyTask(pl.LightningModule):
@@ -145,24 +143,6 @@ class ClassifyTask(pl.LightningModule):
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, batch.labels
-
-
-def note_bad(names: list[str], known: dict[str, None], policy: str) -> None:
-    """Say once for each image that it cannot be read, the first few by name.
-
-    Args:
-        names: Images of a batch that could not be read, with reasons.
-        known: Those said before; is added to.
-        policy: error or skip.
-    Raises:
-        DataError: The policy is error and there is one.
-    """
-    for name in names:
-        if policy == "error":
-            raise DataError(f"{name}; remove it, or leave such images out with --bad-images skip")
-        if name not in known and len(known) < MOST_NAMED:
-            print(f"left out: {name}", file=sys.stderr)
-        known[name] = None
 
 
 def named_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:

@@ -154,6 +154,18 @@ def test_time_series_section(tmp_path):
     assert_self_contained(Report("t", "l", {}, [section]).html())
 
 
+def test_vision_section(tmp_path):
+    from apps.tour.sections import vision
+
+    section = vision.run(Visit(tmp_path, tiny=True))
+    assert {part: len(list((tmp_path / "digits" / part).glob("*/*.png"))) for part in vision.PARTS} == vision.PARTS
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    assert [row[0] for row in table.rows] == [vision.MODEL, "3 nearest neighbours", "logistic regression"]
+    right = [float(row[1].split()[0]) for row in table.rows]
+    assert right[1] > right[2] > 90  # the classic methods see what was written
+    assert_self_contained(Report("t", "l", {}, [section]).html())
+
+
 def test_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

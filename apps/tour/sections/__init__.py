@@ -5,6 +5,7 @@ from pathlib import Path
 
 # Title on the console -> module with `run(visit) -> Section`. Imported when its turn comes.
 SECTIONS: dict[str, str] = {
+    "vision": "vision",
     "time series": "timeseries",
     "speed of the scan": "speed",
 }
