@@ -51,8 +51,8 @@ class S4Config:
     """The initial HiPPO system."""
     low_rank: Literal["tied", "free"] = "tied"
     """A = Λ - P P*, always stable; or Λ - P Q* with Q a parameter of its own."""
-    systems: int = 1
-    """Copies of (Λ, P, B) that are trained, each for an equal share of the channels; d_model gives each its own."""
+    systems: int | None = 1
+    """Copies of (Λ, P, B) that are trained, each for an equal share of the channels; None gives each its own."""
     dt_min: float = 1e-3
     """Smallest initial step."""
     dt_max: float = 0.1
@@ -78,15 +78,16 @@ class S4(ChannelLti):
     def __init__(self, d_model: int, config: S4Config | None = None):
         super().__init__(d_model, config)
         c: S4Config = self.config
-        if c.systems < 1 or d_model % c.systems:
-            raise ValueError(f"S4: {c.systems} systems do not divide d_model={d_model}")
+        systems = d_model if c.systems is None else c.systems
+        if systems < 1 or d_model % systems:
+            raise ValueError(f"S4: {systems} systems do not divide d_model={d_model}")
         form = legs_dplr(c.d_state) if c.init == "legs" else fout_dplr(c.d_state)
         self.d_state = c.d_state
         self.log_dt = nn.Parameter(log_uniform(d_model, c.dt_min, c.dt_max).log())
         # FouT's poles lie on the imaginary axis, which has no logarithm.
-        self.A_log = nn.Parameter((-form.Lambda.real).clamp(min=1e-4).log().float().repeat(c.systems, 1))
-        self.A_imag = nn.Parameter(form.Lambda.imag.float().repeat(c.systems, 1))
-        self.B, self.P = (nn.Parameter(torch.view_as_real(t).float().repeat(c.systems, 1, 1)) for t in (form.B, form.P))
+        self.A_log = nn.Parameter((-form.Lambda.real).clamp(min=1e-4).log().float().repeat(systems, 1))
+        self.A_imag = nn.Parameter(form.Lambda.imag.float().repeat(systems, 1))
+        self.B, self.P = (nn.Parameter(torch.view_as_real(t).float().repeat(systems, 1, 1)) for t in (form.B, form.P))
         if c.low_rank == "free":
             self.Q = nn.Parameter(self.P.detach().clone())
         self.C = nn.Parameter(torch.randn(d_model, c.d_state // 2, 2) * 0.5**0.5)
