@@ -26,6 +26,8 @@ class SaShiMiConfig:
     """Options of the names in `tiers`, e.g. {"s4d": {"d_state": 64, "systems": 1}, "mlp": {"expand": 2}}."""
     form: Literal["decoder", "unet"] = "decoder"
     """decoder: layers in the centre and on the way up. unet: on the way down too, and a skip around every branch."""
+    norm: Literal["layer", "scalar", "rms"] = "layer"
+    """Before every branch. scalar is a layer norm with one scale and one shift, as upstream trained with."""
     dropout: float = 0.0
     """Rate on each branch's output."""
     labels: tuple[int, ...] = ()

@@ -45,7 +45,31 @@ class LayerNorm(nn.LayerNorm):
         return y.to(self.weight.dtype)
 
 
-NORMS: dict[str, Any] = {"rms": RMSNorm, "layer": LayerNorm}
+class ScalarNorm(nn.Module):
+    """(x - mean + shift) / std * scale over the channels, with one shift and one scale, in float32; (..., d).
+
+    Raises nothing.
+    Source: Goel et al. 2022, SaShiMi, the code.
+    """
+
+    def __init__(self, d: int, eps: float = 1e-12):
+        super().__init__()
+        self.shift, self.scale, self.eps = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1)), eps
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter whose dtype the output has, shape (1,)."""
+        return self.scale
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Normalise, shape (..., d). Raises nothing."""
+        x = at_least_float32(x)
+        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+        y = (x - mean + at_least_float32(self.shift)) * torch.rsqrt(variance + self.eps) * at_least_float32(self.scale)
+        return y.to(self.scale.dtype)
+
+
+NORMS: dict[str, Any] = {"rms": RMSNorm, "layer": LayerNorm, "scalar": ScalarNorm}
 
 
 class DropPath(nn.Module):

@@ -104,7 +104,7 @@ class Tier(nn.Module):
             pattern = config.pattern(index)
             used = {name: spec for name, spec in mixers.items() if name in pattern.replace("(", " ").replace(")", " ")
                     .replace("/", " ").split()}  # fmt: skip
-            options = {"norm": "layer", "final_norm": False, "dropout": config.dropout, "causal": causal}
+            options = {"norm": config.norm, "final_norm": False, "dropout": config.dropout, "causal": causal}
             return Stage(self.width, pattern, mixers=used, **options)
 
         self.is_centre = index == len(config.pool)

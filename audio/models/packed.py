@@ -13,7 +13,7 @@ from ssm_kernels.step_network.native import Network, Streams, lanes
 from ssm_kernels.step_network.pack import Builder, Weights
 from torch import Tensor
 
-from ssmcore.blocks import LayerNorm, Residual
+from ssmcore.blocks import LayerNorm, Residual, ScalarNorm
 from ssmcore.channels.mlp import Mlp
 from ssmcore.discretization import discretize_diagonal
 from ssmcore.mixer import Mixer
@@ -138,11 +138,15 @@ def _check_drive(weight: Tensor, name: str) -> None:
 
 
 def _pack_branch(b: Builder, branch: Residual, x: int, room: Room, path: Sequence[str]) -> None:
-    if branch.placement != "pre" or not isinstance(branch.norm, LayerNorm):
+    if branch.placement != "pre" or not isinstance(branch.norm, LayerNorm | ScalarNorm):
         raise Unpackable("only residual branches with a layer norm before them are packed")
     if type(branch.mixer) not in PACKERS:
         raise Unpackable(f"{type(branch.mixer).__name__} is not packed, only {', '.join(k.__name__ for k in PACKERS)}")
-    b.norm(branch.norm.weight, branch.norm.bias, branch.norm.eps, x, room.u)
+    norm, d = branch.norm, branch.mixer.d_model
+    if isinstance(norm, ScalarNorm):
+        b.norm(norm.scale.expand(d), torch.zeros(d), norm.eps, x, room.u, float(norm.shift))
+    else:
+        b.norm(norm.weight, norm.bias, norm.eps, x, room.u)
     PACKERS[type(branch.mixer)](b, branch.mixer, x, room, path)
 
 

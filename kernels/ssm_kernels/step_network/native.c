@@ -174,9 +174,9 @@ static void layer_norm(const instruction *i, const float *x, float *y) {
             for (int l = (int)(i->n - c); l < LANES; ++l) d[l] = 0;
         squares += d * d;
     }
-    const float rate = 1 / sqrtf(lane_sum(squares) / (float)i->n + i->scale[0]);
+    const float rate = 1 / sqrtf(lane_sum(squares) / (float)i->n + i->scale[0]), centre = mean - i->scale[1];
     const float *w = i->w;
-    EACH(c, i->n) put(y + c, (get(x + c) - mean) * rate * get(w + c) + get(i->bias + c)); /* padding of w and bias: 0 */
+    EACH(c, i->n) put(y + c, (get(x + c) - centre) * rate * get(w + c) + get(i->bias + c)); /* padding of w and bias: 0 */
 }
 
 /* h = a h + x, y = gelu(Re(C h) + D x); coefficients (block, k, 4, LANES), state (block, k, 2, LANES). */

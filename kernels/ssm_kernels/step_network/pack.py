@@ -112,11 +112,11 @@ class Builder:
         """to = table[token]; table (levels, d)."""
         self.emit("embed", n=table.shape[1], to=to, w=self.pad(table).contiguous())
 
-    def norm(self, weight: Tensor, bias: Tensor, eps: float, source: int, to: int) -> None:
-        """Layer norm; weight and bias (d,)."""
+    def norm(self, weight: Tensor, bias: Tensor, eps: float, source: int, to: int, shift: float = 0.0) -> None:
+        """(x - mean + shift) / std * weight + bias; weight and bias (d,)."""
         self.emit(
             "norm", n=len(weight), from_=source, to=to, w=self.pad(weight), bias=self.pad(bias),
-            scale=torch.tensor([eps]),
+            scale=torch.tensor([eps, shift]),
         )  # fmt: skip
 
     def linear(
