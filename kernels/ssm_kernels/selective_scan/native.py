@@ -15,11 +15,12 @@ from ..rows import Row
 
 RULE_CODES = {"euler": 0, "zoh": 1, "bilinear": 2}
 Problem = structure(
-    ("batch length rows d n groups row_groups blocks", INTEGER),
-    ("rule softplus reverse constant_B constant_C threads", INTEGER),
-    ("row first_chunk x dt z A B C D bias h0", POINTER),
+    ("batch length rows d n groups routes row_groups blocks", INTEGER),
+    ("rule softplus reverse constant_B constant_C shared_x threads", INTEGER),
+    ("row first_chunk order x dt z A B C D bias h0", POINTER),
     ("x_batch x_step dt_batch dt_step z_batch z_step", INTEGER),
-    ("B_batch B_step B_group C_batch C_step C_group y_batch y_step", INTEGER),
+    ("B_batch B_step B_group C_batch C_step C_group", INTEGER),
+    ("y_batch y_step dx_batch dx_step ddt_batch ddt_step dz_batch dz_step", INTEGER),
     ("y last boundaries dy dlast", POINTER),
     ("dy_batch dy_step", INTEGER),
     ("dx ddt dz dA dB dC dD dbias dh0", POINTER),
@@ -40,9 +41,10 @@ def _library_for(A: Tensor) -> ctypes.CDLL:
     return library(A.dtype in (torch.float64, torch.complex128), A.is_complex())
 
 
-def groups_of(B: Tensor, C: Tensor) -> int:
-    """How many groups of channels have a B and C of their own."""
-    return next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
+def groups_of(B: Tensor, C: Tensor, order: Tensor | None) -> int:
+    """How many groups of channels have a B and C of their own; at least one a route."""
+    routes = 1 if order is None else order.shape[0]
+    return max(routes, *(M.shape[2] for M in (B, C) if M.ndim == 4), 1)
 
 
 class Layout:
@@ -75,7 +77,7 @@ def boundary_count(tokens: int, rows: int, chunk: int) -> int:
 
 
 def boundaries_shape(A: Tensor, tokens: int, rows: int, groups: int) -> tuple[int, ...]:
-    """Shape of what forward saves for backward: h at every chunk's start, packed."""
+    """Shape of what forward saves for backward: h at every chunk's start, packed. A is that of all routes."""
     lib = _library_for(A)
     layout = Layout(lib, A.shape[0], groups)
     return (
@@ -90,16 +92,19 @@ def boundaries_shape(A: Tensor, tokens: int, rows: int, groups: int) -> tuple[in
 class Call(NativeCall):
     """One call's problem: inputs set, outputs still to be pointed at."""
 
-    def __init__(self, x, dt, A, B, C, D, z, dt_bias, initial_state, rows: list[Row], dt_softplus, reverse, rule):
+    def __init__(
+        self, x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows: list[Row], dt_softplus, reverse, rule
+    ):
         self.lib = _library_for(A)
-        groups = groups_of(B, C)
+        groups, routes = groups_of(B, C, order), 1 if order is None else order.shape[0]
         self.layout = Layout(self.lib, A.shape[0], groups)
-        b, l, d = x.shape
+        b, l, d = dt.shape
         n, planes = A.shape[1], 2 if A.is_complex() else 1
-        super().__init__(Problem(batch=b, length=l, rows=len(rows), d=d, n=n, groups=groups), rows)
+        super().__init__(Problem(batch=b, length=l, rows=len(rows), d=d, n=n, groups=groups, routes=routes), rows)
         p = self.problem
-        p.rule, p.softplus, p.reverse = RULE_CODES[rule], dt_softplus, reverse
+        p.rule, p.softplus, p.reverse, p.shared_x = RULE_CODES[rule], dt_softplus, reverse, x.shape[2] < d
         p.threads = torch.get_num_threads()
+        self.point("order", None if order is None else order.to(torch.int64).contiguous())
         p.row_groups, p.blocks = self._shares(len(rows), p.threads)
         chunk = self.lib.scan_chunk()
         chunks = (-(-row.length // chunk) for row in rows)
@@ -112,7 +117,7 @@ class Call(NativeCall):
                 self.point(name, self.layout.pack(M))
                 continue
             M = M if M.ndim == 4 else M[:, :, None]
-            M = M if M.stride(-1) == 1 else M.contiguous()
+            M = (M if M.stride(-1) == 1 else M.contiguous()).expand(-1, -1, groups, -1)
             self.point(name, M)
             for key, stride in zip(("batch", "step", "group"), M.stride(), strict=False):
                 setattr(p, f"{name}_{key}", stride * planes)
@@ -120,13 +125,18 @@ class Call(NativeCall):
         self.point_packed("D", D)
         self.point_packed("bias", dt_bias)
         self.point("h0", None if initial_state is None else self.layout.pack(initial_state))
-        p.y_batch, p.y_step = l * d, d
+        for name, width in (("y", d // routes), ("dz", d // routes), ("dx", x.shape[2]), ("ddt", d)):
+            setattr(p, f"{name}_batch", l * width)
+            setattr(p, f"{name}_step", width)
 
     def _shares(self, rows: int, threads: int) -> tuple[int, int]:
         """Row groups and channel blocks: enough tasks for the threads, and few copies of dA and dB."""
         wanted = 1 if threads == 1 else 4 * threads
         row_groups = max(1, min(rows, max(wanted, 8)))
-        blocks = min(self.layout.tiles, max(1, -(-min(wanted, 2 * threads) // row_groups)) if threads > 1 else 1)
+        blocks = min(
+            self.layout.tiles // self.problem.routes,
+            max(1, -(-min(wanted, 2 * threads) // row_groups)) if threads > 1 else 1,
+        )
         return row_groups, blocks
 
     def packed(self, rows: int, A: Tensor, zero: bool = False) -> Tensor:
@@ -136,10 +146,10 @@ class Call(NativeCall):
         return made.zero_() if zero else made
 
 
-def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule, save: bool):
+def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule, save: bool):
     """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`)."""
-    call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
-    y, tokens = output_like(x, rows), x.shape[0] * x.shape[1]
+    call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule)
+    y, tokens = output_like(x[..., : call.problem.y_step], rows), x.shape[0] * x.shape[1]
     shape = boundaries_shape(A, tokens, len(rows), call.layout.groups) if save else (0,)
     boundaries = buffers.empty(shape, A.real.dtype)
     last = call.packed(len(rows), A)
@@ -151,16 +161,18 @@ def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, rev
     return y, call.layout.unpack(last, A.is_complex()), boundaries
 
 
-def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule):
+def backward(
+    dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule
+):
     """Gradients (dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state); None where the input is None."""
-    call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, rows, dt_softplus, reverse, rule)
+    call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule)
     p, layout, is_complex = call.problem, call.layout, A.is_complex()
-    b, l, d = x.shape
+    b, l, d = dt.shape
     call.point_steps("dy", dy)
     call.point("dlast", None if dlast is None else layout.pack(dlast))
     call.point("boundaries", boundaries)
-    dx, ddt = (call.point(name, output_like(x, rows)) for name in ("dx", "ddt"))
-    dz = None if z is None else call.point("dz", output_like(x, rows))
+    dx, ddt = (call.point(name, output_like(t, rows)) for name, t in (("dx", x), ("ddt", dt)))
+    dz = None if z is None else call.point("dz", output_like(z, rows))
     dA = call.point("dA", call.packed(p.row_groups, A, zero=True))
     dD, dbias = (call.point(name, torch.empty(p.row_groups, d, dtype=x.dtype)) for name in ("dD", "dbias"))
     dh0 = None if initial_state is None else call.point("dh0", call.packed(len(rows), A))
@@ -178,7 +190,9 @@ def backward(dy, dlast, boundaries, x, dt, A, B, C, D, z, dt_bias, initial_state
         total = total.sum(0) if total.shape[0] > 1 else total[0]
         if M.ndim == 2:
             return layout.unpack(total, is_complex)
-        return (torch.view_as_complex(total) if is_complex else total).reshape(M.shape)
+        total = torch.view_as_complex(total) if is_complex else total
+        shared = M.ndim == 3 or M.shape[2] < layout.groups
+        return (total.sum(2) if shared and layout.groups > 1 else total).reshape(M.shape)
 
     return (
         dx,

@@ -151,18 +151,22 @@ def scan(
     return y.to(x.dtype), last
 
 
-def check_order(order: Tensor, length: int) -> None:
-    """Every row of a table on the CPU, shape (k, l), visits every token once; elsewhere a look would cost a wait.
+def check_order(order: Tensor, the_rows: list[rows.Row]) -> None:
+    """Every route of a table on the CPU, shape (k, l), visits in a row's steps that row's tokens, each once.
+
+    On another device a look at the table would cost a wait.
 
     Raises:
-        ValueError: A token is left out or visited twice; names the route.
+        ValueError: A token is left out, visited twice or visited in another row; names the route.
     """
     if order.device.type != "cpu":
         return
-    visited = order.sort(dim=1).values == torch.arange(length, dtype=order.dtype)
-    if not visited.all():
-        route = int((~visited.all(dim=1)).nonzero()[0])
-        raise ValueError(f"routed_scan: order[{route}] is not a permutation of 0..{length - 1}")
+    for start, length in dict.fromkeys((row.start, row.length) for row in the_rows):
+        visited = order[:, start : start + length].sort(dim=1).values
+        right = (visited == torch.arange(start, start + length)).all(dim=1)
+        if not right.all():
+            route, end = int((~right).nonzero()[0]), start + length
+            raise ValueError(f"routed_scan: order[{route}, {start}:{end}] is not a permutation of {start}..{end - 1}")
 
 
 def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
@@ -186,9 +190,9 @@ def _forward(
 ):
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
     if order is not None:
-        check_order(order, x.shape[1])
-    if backend == "native" and order is None:
-        return native.forward(*tensors, _rows(x, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
+        check_order(order, _rows(x, cu_seqlens, lengths))
+    if backend == "native":
+        return native.forward(*tensors, order, _rows(x, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
     return _reference(*tensors, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save)
 
 
@@ -197,8 +201,8 @@ def _fake(
 ):
     r = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     shape: tuple[int, ...] = (0,)
-    if backend == "native" and save and order is None:
-        shape = native.boundaries_shape(A, x.shape[0] * x.shape[1], r, native.groups_of(B, C))
+    if backend == "native" and save:
+        shape = native.boundaries_shape(A, x.shape[0] * x.shape[1], r, native.groups_of(B, C, order))
     routes = 1 if order is None else order.shape[0]
     y = x.new_empty(x.shape[0], x.shape[1], dt.shape[2] // routes)
     return y, A.new_empty(r, *A.shape), x.new_empty(shape)
@@ -206,12 +210,14 @@ def _fake(
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     tensors, (cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, _) = inputs[:9], inputs[9:]
-    if backend != "native" or order is not None:
+    if backend != "native":
         return None
     dy, dlast, _ = cotangents
-    dy = torch.zeros_like(tensors[0]) if dy is None else dy
-    flags = dict(rows=_rows(tensors[0], cu_seqlens, lengths), dt_softplus=dt_softplus, reverse=reverse, rule=rule)
-    grads = native.backward(dy, dlast, saved[0], *tensors, **flags)
+    x, dt = tensors[:2]
+    if dy is None:
+        dy = dt.new_zeros(*dt.shape[:2], dt.shape[2] // (1 if order is None else order.shape[0]))
+    rows_ = _rows(x, cu_seqlens, lengths)
+    grads = native.backward(dy, dlast, saved[0], *tensors, order, rows_, dt_softplus, reverse, rule)
     return [g for g in grads if g is not None]
 
 

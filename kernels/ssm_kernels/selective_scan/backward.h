@@ -1,0 +1,237 @@
+/* The backward pass: a chunk's states again, then the adjoint recurrence. */
+#define SUM_STRIDE (CHUNK + 1) /* odd: a power of two would put every nth row on the same cache sets */
+typedef struct {
+    vec (*B)[PLANES], (*C)[PLANES]; /* [n][SUM_STRIDE] lane-wise partial sums of dB and dC */
+} partial;
+
+INLINE void scan_again(const problem *p, const place *q, tile *t, const vec *boundary, int64_t n, int many, int fast) {
+    const real *B = b_row(p, q, n), *C = c_row(p, q, n);
+    num A[MANY][WIDE], h[MANY][WIDE], a;
+    FOR_MANY FOR_WIDE {
+        A[m][w] = rate(packed(p->A, p, q, n + m), w, fast), h[m][w] = get(boundary + m * PLANES * WIDE, w);
+        put(t->h[0][m], w, h[m][w]);
+    }
+    for (int i = 0; i < q->steps; ++i) {
+        const real *b = B + q->b_row[i], *c = C + q->c_row[i];
+        FOR_WIDE {
+            const vec dt = t->dt[i][w], u = t->u[i][w];
+            vec y = {0};
+            FOR_MANY {
+                h[m][w] = advance(p, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast), fast, &a);
+                put(t->a[i][m], w, a), put(t->h[i + 1][m], w, h[m][w]);
+                if (p->z) y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast), h[m][w]);
+            }
+            if (p->z) t->y[i][w] += y;
+        }
+    }
+}
+
+/* The adjoint recurrence. g = dLoss/dh[t]; carry brings a[t+1] g[t+1] in and takes a[0] g[0] out. */
+INLINE void scan_back(const problem *p, const place *q, tile *t, vec *carry, vec *dA, vec *dB, vec *dC, partial sums,
+                      int64_t n, int many, int fast) {
+    const int64_t stride = PLANES * WIDE;
+    const real *b_rows = b_row(p, q, n), *c_rows = c_row(p, q, n);
+    num A[MANY][WIDE], g[MANY][WIDE], gA[MANY][WIDE], gB[MANY][WIDE], gC[MANY][WIDE], after[MANY][WIDE];
+    FOR_MANY FOR_WIDE {
+        A[m][w] = get(packed(p->A, p, q, n + m), w);
+        g[m][w] = get(carry + m * stride, w), gA[m][w] = get(dA + m * stride, w);
+        gB[m][w] = gC[m][w] = real_num((vec){0});
+        after[m][w] = get(t->h[q->steps][m], w);
+    }
+    for (int i = q->steps - 1; i >= 0; --i) {
+        const real *b = b_rows + q->b_row[i], *c = c_rows + q->c_row[i];
+        num to_B[MANY], to_C[MANY];
+        FOR_MANY to_B[m] = get_sum(sums.B[(n + m) * SUM_STRIDE + i]), to_C[m] = get_sum(sums.C[(n + m) * SUM_STRIDE + i]);
+        FOR_WIDE {
+            const vec gy = t->gy[i][w], u = t->u[i][w], dt = t->dt[i][w];
+            vec s1 = t->s1[i][w], s2 = t->s2[i][w];
+            FOR_MANY {
+                num B = projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast);
+                num C = projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast);
+                num before = get(t->h[i][m], w), now = add(g[m][w], scale(gy, conj_of(C))), dB_now;
+                if (fast) {
+                    dB_now = scale(u, now);
+                    s1 += re_of_product(now, conj_of(B));
+                    g[m][w] = mul(now, conj_of(get(t->a[i][m], w)));
+                    num to_log = mul(g[m][w], conj_of(before));
+                    s2 += re_of_product(to_log, conj_of(A[m][w]));
+                    gA[m][w] = add(gA[m][w], scale(dt, to_log));
+                } else {
+                    step_rule s = coefficients(p->rule, dt, A[m][w], 1);
+                    num to_a = mul(now, conj_of(before)), to_w = scale(u, mul(now, conj_of(B)));
+                    dB_now = scale(u, mul(now, conj_of(s.w)));
+                    s1 += re_of_product(now, conj_of(mul(s.w, B)));
+                    s2 += re_of_product(to_a, conj_of(s.a_dt)) + re_of_product(to_w, conj_of(s.w_dt));
+                    gA[m][w] = add(gA[m][w], add(mul(to_a, conj_of(s.a_A)), mul(to_w, conj_of(s.w_A))));
+                    g[m][w] = mul(now, conj_of(s.a));
+                }
+                if (!fast && p->constant_B) gB[m][w] = add(gB[m][w], dB_now);
+                else to_B[m] = add(to_B[m], dB_now);
+                num dC_now = scale(gy, conj_of(after[m][w]));
+                if (!fast && p->constant_C) gC[m][w] = add(gC[m][w], dC_now);
+                else to_C[m] = add(to_C[m], dC_now);
+                after[m][w] = before;
+            }
+            t->s1[i][w] = s1, t->s2[i][w] = s2;
+        }
+        FOR_MANY put_sum(sums.B[(n + m) * SUM_STRIDE + i], to_B[m]), put_sum(sums.C[(n + m) * SUM_STRIDE + i], to_C[m]);
+    }
+    FOR_MANY FOR_WIDE {
+        put(carry + m * stride, w, g[m][w]), put(dA + m * stride, w, gA[m][w]);
+        if (!fast && p->constant_B) put(dB + m * stride, w, add(get(dB + m * stride, w), gB[m][w]));
+        if (!fast && p->constant_C) put(dC + m * stride, w, add(get(dC + m * stride, w), gC[m][w]));
+    }
+}
+
+static void read_gradient(const problem *p, const place *q, tile *t) {
+    for (int i = 0; i < q->steps; ++i) {
+        const real *dy_row = AT(dy, i, q->own);
+        FOR_WIDE {
+            vec gy = load(dy_row + w * LANES, q->lanes[w]);
+            if (p->z) {
+                vec z = load(AT(z, i, q->own) + w * LANES, q->lanes[w]);
+                t->gate[i][w] = sigmoid(z);
+                gy *= z * t->gate[i][w];
+            }
+            t->gy[i][w] = READOUT * gy;
+        }
+    }
+}
+
+/* Routes share x and z, so all but the first add to the gradients of these. */
+INLINE void put_row(real *row, vec v, int lanes, int add) { store(row, add ? v + load(row, lanes) : v, lanes); }
+
+static void write_gradients(const problem *p, const place *q, tile *t, vec *dD, vec *dbias, int fast) {
+    vec skip[WIDE];
+    FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, q->lanes[w]) : (vec){0};
+    for (int i = 0; i < q->steps; ++i) {
+        FOR_WIDE {
+            const int lanes = q->lanes[w];
+            vec x = t->x[i][w], gy = t->gy[i][w] / READOUT, s1 = t->s1[i][w];
+            vec dx = skip[w] * gy + (fast ? t->dt[i][w] * s1 : s1);
+            vec ddt = (fast ? x * s1 + t->s2[i][w] : t->s2[i][w]) * t->slope[i][w];
+            put_row((real *)AT(dx, i, q->of_x) + w * LANES, dx, lanes, q->later && p->shared_x);
+            put_row((real *)AT(ddt, i, q->channel) + w * LANES, ddt, lanes, 0);
+            dD[w] += gy * x, dbias[w] += ddt;
+            if (p->z) {
+                vec z = load(AT(z, i, q->own) + w * LANES, lanes), gate = t->gate[i][w];
+                vec dy = load(AT(dy, i, q->own) + w * LANES, lanes);
+                vec dz = dy * READOUT * t->y[i][w] * gate * (1 + z * (1 - gate));
+                put_row((real *)AT(dz, i, q->own) + w * LANES, dz, lanes, q->later);
+            }
+        }
+    }
+}
+
+/* Lane j of the result is the sum of the lanes of v[j]: merge pairs at half the distance each time. */
+#ifdef __clang__
+#define SHUFFLE(v, index) ({ vec moved; for (int l_ = 0; l_ < LANES; ++l_) moved[l_] = (v)[(index)[l_]]; moved; })
+#else
+#define SHUFFLE(v, index) __builtin_shuffle(v, index)
+#endif
+INLINE vec fold_lanes(vec *v) {
+    ivec lane;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        ivec upper = (lane & half) != 0;
+#pragma GCC unroll 8
+        for (int j = 0; j < half; ++j) {
+            vec mine = choose(upper, v[j + half], v[j]), other = choose(upper, v[j], v[j + half]);
+            v[j] = mine + SHUFFLE(other, lane ^ half);
+        }
+    }
+    return v[0];
+}
+
+/* Adds one chunk's partial sums, folded, to `out` (blocks, batch, length, groups, n, planes), and clears them. */
+static void flush_sums(const problem *p, const place *q, int64_t block, vec (*sums)[PLANES], real *out) {
+    const int64_t values = p->n * PLANES;
+    for (int i = 0; i < q->steps; ++i) {
+        const int64_t step = (block * p->batch + q->batch) * p->length + q->token[i];
+        real *target = out + (step * p->groups + q->group) * values;
+        for (int64_t k = 0; k < values; k += LANES) {
+            vec v[LANES];
+            const int count = (int)(values - k < LANES ? values - k : LANES);
+            if (count == LANES) {
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; ++j) {
+                    vec *from = &sums[(k + j) / PLANES * SUM_STRIDE + i][(k + j) % PLANES];
+                    v[j] = *from, *from = (vec){0};
+                }
+                store(target + k, load(target + k, LANES) + fold_lanes(v), LANES);
+            } else {
+                for (int j = 0; j < count; ++j) {
+                    vec *from = &sums[(k + j) / PLANES * SUM_STRIDE + i][(k + j) % PLANES];
+                    target[k + j] += lane_sum(*from), *from = (vec){0};
+                }
+            }
+        }
+    }
+}
+
+static void *zeros(size_t bytes) { return memset(aligned(bytes), 0, bytes); }
+
+static void backward_task(void *argument, int64_t index) {
+    const problem *p = argument;
+    const share s = share_of(p, index);
+    const int64_t size = p->n * PLANES * WIDE, a_group = tiles_a_group(p);
+    const size_t bytes = (size_t)(s.mine * size) * sizeof(vec), sum_bytes = (size_t)(SUM_STRIDE * p->n * PLANES) * sizeof(vec);
+    const size_t skip_bytes = (size_t)(s.mine * p->routes * WIDE) * sizeof(vec);
+    vec *carries = aligned(bytes), *dD = zeros(skip_bytes), *dbias = zeros(skip_bytes);
+    real *limits = limits_of(p, s);
+    tile *t = aligned(sizeof(tile));
+    partial sums = {zeros(sum_bytes), zeros(sum_bytes)};
+    /* dA and the gradients of constant B and C: this row group's own packed copy, zeroed by the caller */
+    const int64_t copy = s.row_group * s.tiles * size;
+    vec *dA = (vec *)p->dA + copy, *dB = p->constant_B ? (vec *)p->dB + copy : NULL, *dC = p->constant_C ? (vec *)p->dC + copy : NULL;
+    place q;
+    for (int64_t r = s.first_row; r < s.end_row; ++r) for (int64_t route = 0; route < p->routes; ++route) {
+        const int64_t *row = p->row + 3 * r, first = route * tiles_a_route(p) + s.first_tile;
+        const int64_t packed_row = (r * s.tiles + first) * size;
+        if (p->dlast) memcpy(carries, (const vec *)p->dlast + packed_row, bytes);
+        else memset(carries, 0, bytes);
+        for (int64_t chunk = (row[2] + CHUNK - 1) / CHUNK - 1; chunk >= 0; --chunk) {
+            set_chunk(p, &q, row, chunk * CHUNK, route);
+            for (int64_t local = 0; local < s.mine; ++local) {
+                const int64_t k = first + local, slot = route * s.mine + local;
+                set_tile(p, &q, k);
+                int fast = is_plain(p);
+                if (fast) fast = read_inputs(p, &q, t, 1, 1) * limits[slot] < EXP2_LIMIT;
+                if (!fast) read_inputs(p, &q, t, 0, 1);
+                read_gradient(p, &q, t);
+                const vec *boundary = (const vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + k) * size;
+                for (int64_t n = 0; n < p->n; n += MANY) {
+                    const int64_t at_n = n * PLANES * WIDE, from = k * size + at_n;
+                    vec *carry = carries + local * size + at_n, *dB_n = dB ? dB + from : NULL, *dC_n = dC ? dC + from : NULL;
+                    if (n + MANY > p->n) {
+                        scan_again(p, &q, t, boundary + at_n, n, 1, fast);
+                        scan_back(p, &q, t, carry, dA + from, dB_n, dC_n, sums, n, 1, fast);
+                    } else if (fast) {
+                        scan_again(p, &q, t, boundary + at_n, n, MANY, 1);
+                        scan_back(p, &q, t, carry, dA + from, dB_n, dC_n, sums, n, MANY, 1);
+                    } else {
+                        scan_again(p, &q, t, boundary + at_n, n, MANY, 0);
+                        scan_back(p, &q, t, carry, dA + from, dB_n, dC_n, sums, n, MANY, 0);
+                    }
+                }
+                write_gradients(p, &q, t, dD + slot * WIDE, dbias + slot * WIDE, fast);
+                if (local + 1 == s.mine || (k + 1) % a_group == 0) {
+                    if (!p->constant_B) flush_sums(p, &q, s.block, sums.B, p->dB);
+                    if (!p->constant_C) flush_sums(p, &q, s.block, sums.C, p->dC);
+                }
+            }
+        }
+        if (p->dh0) memcpy((vec *)p->dh0 + packed_row, carries, bytes);
+    }
+    for (int64_t slot = 0; slot < s.mine * p->routes; ++slot) {
+        set_tile(p, &q, slot / s.mine * tiles_a_route(p) + s.first_tile + slot % s.mine);
+        FOR_WIDE {
+            const int64_t to = s.row_group * p->d + q.channel + w * LANES;
+            store(p->dD + to, dD[slot * WIDE + w], q.lanes[w]);
+            store(p->dbias + to, dbias[slot * WIDE + w], q.lanes[w]);
+        }
+    }
+    free(carries), free(dD), free(dbias), free(limits), free(t), free(sums.B), free(sums.C);
+}

@@ -1,0 +1,72 @@
+/* The forward pass. */
+/* States n .. n + many - 1 are scanned together, so that they share the loads of dt, u and y. */
+INLINE void scan_forward(const problem *p, const place *q, tile *t, vec *state, int64_t n, int many, int fast) {
+    const real *B = b_row(p, q, n), *C = c_row(p, q, n);
+    num A[MANY][WIDE], h[MANY][WIDE];
+    FOR_MANY FOR_WIDE A[m][w] = rate(packed(p->A, p, q, n + m), w, fast), h[m][w] = get(state + m * PLANES * WIDE, w);
+    for (int i = 0; i < q->steps; ++i) {
+        const real *b = B + q->b_row[i], *c = C + q->c_row[i];
+        FOR_WIDE {
+            const vec dt = t->dt[i][w], u = t->u[i][w];
+            vec y = t->y[i][w];
+            FOR_MANY {
+                h[m][w] = advance(p, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast), fast, NULL);
+                y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast), h[m][w]);
+            }
+            t->y[i][w] = y;
+        }
+    }
+    FOR_MANY FOR_WIDE put(state + m * PLANES * WIDE, w, h[m][w]);
+}
+
+static void write_output(const problem *p, const place *q, const tile *t) {
+    for (int i = 0; i < q->steps; ++i) {
+        real *y_row = (real *)AT(y, i, q->own);
+        FOR_WIDE {
+            vec y = READOUT * t->y[i][w];
+            if (p->z) {
+                vec z = load(AT(z, i, q->own) + w * LANES, q->lanes[w]);
+                y *= z * sigmoid(z);
+            }
+            if (q->later) y += load(y_row + w * LANES, q->lanes[w]);
+            store(y_row + w * LANES, y, q->lanes[w]);
+        }
+    }
+}
+
+static void forward_task(void *argument, int64_t index) {
+    const problem *p = argument;
+    const share s = share_of(p, index);
+    const int64_t size = p->n * PLANES * WIDE; /* vectors of one tile's state */
+    const size_t bytes = (size_t)(s.mine * size) * sizeof(vec);
+    vec *states = aligned(bytes);
+    real *limits = limits_of(p, s);
+    tile *t = aligned(sizeof(tile));
+    place q;
+    for (int64_t r = s.first_row; r < s.end_row; ++r) for (int64_t route = 0; route < p->routes; ++route) {
+        const int64_t *row = p->row + 3 * r, first = route * tiles_a_route(p) + s.first_tile;
+        const int64_t packed_row = (r * s.tiles + first) * size;
+        if (p->h0) memcpy(states, (const vec *)p->h0 + packed_row, bytes);
+        else memset(states, 0, bytes);
+        for (int64_t done = 0, chunk = 0; done < row[2]; done += CHUNK, ++chunk) {
+            set_chunk(p, &q, row, done, route);
+            if (p->boundaries)
+                memcpy((vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + first) * size, states, bytes);
+            for (int64_t k = 0; k < s.mine; ++k) {
+                set_tile(p, &q, first + k);
+                vec *state = states + k * size;
+                int fast = is_plain(p);
+                if (fast) fast = read_inputs(p, &q, t, 1, 0) * limits[route * s.mine + k] < EXP2_LIMIT;
+                if (!fast) read_inputs(p, &q, t, 0, 0);
+                for (int64_t n = 0; n < p->n; n += MANY, state += MANY * PLANES * WIDE) {
+                    if (n + MANY > p->n) scan_forward(p, &q, t, state, n, 1, fast);
+                    else if (fast) scan_forward(p, &q, t, state, n, MANY, 1);
+                    else scan_forward(p, &q, t, state, n, MANY, 0);
+                }
+                write_output(p, &q, t);
+            }
+        }
+        if (p->last) memcpy((vec *)p->last + packed_row, states, bytes);
+    }
+    free(states), free(limits), free(t);
+}

@@ -1,0 +1,156 @@
+/* A tile: TILE channels by CHUNK steps, in scan order; where it lies, and how it is read. */
+typedef struct {
+    int64_t batch, length, rows, d, n, groups, routes, row_groups, blocks; /* d channels and groups are those of all routes */
+    int64_t rule, softplus, reverse, constant_B, constant_C, shared_x, threads;
+    const int64_t *row, *first_chunk;                            /* (batch, start, length) of each row; its first boundary */
+    const int64_t *order;                                        /* [route][step], the token of each step; NULL: the step itself */
+    const real *x, *dt, *z, *A, *B, *C, *D, *bias, *h0;          /* z, D, bias, h0 may be NULL */
+    int64_t x_batch, x_step, dt_batch, dt_step, z_batch, z_step; /* strides in elements; channels are contiguous */
+    int64_t B_batch, B_step, B_group, C_batch, C_step, C_group;
+    int64_t y_batch, y_step, dx_batch, dx_step, ddt_batch, ddt_step, dz_batch, dz_step;
+    real *y, *last, *boundaries;                                 /* last, boundaries may be NULL */
+    const real *dy, *dlast;
+    int64_t dy_batch, dy_step;
+    real *dx, *ddt, *dz, *dA, *dB, *dC, *dD, *dbias, *dh0;
+} problem;
+
+typedef struct {
+    vec dt[CHUNK][WIDE], u[CHUNK][WIDE], y[CHUNK][WIDE];
+    /* backward only */
+    vec x[CHUNK][WIDE], slope[CHUNK][WIDE], gate[CHUNK][WIDE], gy[CHUNK][WIDE], s1[CHUNK][WIDE], s2[CHUNK][WIDE];
+    vec a[CHUNK][MANY][PLANES * WIDE], h[CHUNK + 1][MANY][PLANES * WIDE];
+} tile;
+
+typedef struct {
+    int64_t batch, token[CHUNK], b_row[CHUNK], c_row[CHUNK]; /* of each step: its token, and where its B and C are */
+    int steps, later;                                        /* later: not the first route, so shared outputs are added to */
+    int64_t channel, width, group, index;
+    int64_t own, of_x; /* the channel within its route, which y, z have; and that of x */
+    int lanes[WIDE];
+} place;
+
+INLINE int64_t tiles_a_group(const problem *p) { return (p->d / p->groups + TILE - 1) / TILE; }
+INLINE int64_t tiles_a_route(const problem *p) { return tiles_a_group(p) * (p->groups / p->routes); }
+INLINE const real *at(const real *base, int64_t batch, int64_t step, const place *q, int i, int64_t channel) {
+    return base + q->batch * batch + q->token[i] * step + channel;
+}
+#define AT(name, i, channel) at(p->name, p->name##_batch, p->name##_step, q, i, channel)
+static void set_tile(const problem *p, place *q, int64_t index) {
+    int64_t a_group = p->d / p->groups, local = index % tiles_a_group(p) * TILE;
+    q->index = index, q->group = index / tiles_a_group(p);
+    q->channel = q->group * a_group + local;
+    q->own = q->channel % (p->d / p->routes);
+    q->of_x = p->shared_x ? q->own : q->channel;
+    q->width = a_group - local < TILE ? a_group - local : TILE;
+    FOR_WIDE q->lanes[w] = (int)(q->width - w * LANES < 0 ? 0 : q->width - w * LANES);
+}
+static void set_chunk(const problem *p, place *q, const int64_t *row, int64_t done, int64_t route) {
+    const int64_t left = row[2] - done, first = p->reverse ? row[1] + left - 1 : row[1] + done, sign = p->reverse ? -1 : 1;
+    q->batch = row[0], q->later = route > 0;
+    q->steps = (int)(left < CHUNK ? left : CHUNK);
+    for (int i = 0; i < q->steps; ++i) {
+        const int64_t step = first + sign * i;
+        q->token[i] = p->order ? p->order[route * p->length + step] : step;
+        q->b_row[i] = q->token[i] * p->B_step, q->c_row[i] = q->token[i] * p->C_step;
+    }
+}
+INLINE const real *b_row(const problem *p, const place *q, int64_t n) {
+    return p->B + q->batch * p->B_batch + q->group * p->B_group + n * PLANES;
+}
+INLINE const real *c_row(const problem *p, const place *q, int64_t n) {
+    return p->C + q->batch * p->C_batch + q->group * p->C_group + n * PLANES;
+}
+INLINE const vec *packed(const real *base, const problem *p, const place *q, int64_t n) {
+    return (const vec *)(base + (q->index * p->n + n) * PLANES * TILE);
+}
+/* Fast: Mamba's own case, Euler with varying B and C, and no |dt A| so large that 2^u needs clamping. */
+static int is_plain(const problem *p) { return p->rule == EULER && !p->constant_B && !p->constant_C && PLANES == 1; }
+static real largest_decay(const problem *p, const place *q) {
+    vec m = {0};
+    for (int64_t n = 0; n < p->n; ++n) FOR_WIDE {
+        vec v = vabs(packed(p->A, p, q, n)[w]);
+        m = choose(v > m, v, m);
+    }
+    return lane_max(m) * (real)1.4426950408889634;
+}
+
+/* A, ready for the decay of this path. */
+INLINE num rate(const vec *A_n, int w, int fast) {
+    return fast ? scale(splat((real)1.4426950408889634), get(A_n, w)) : get(A_n, w);
+}
+/* B or C of state n: constant per channel, or one number for all channels of the group. */
+INLINE num projection(const real *base, int64_t constant, const real *row, const problem *p, const place *q, int64_t n,
+                      int m, int w, int fast) {
+    return !fast && constant ? get(packed(base, p, q, n), w) : spread(row + m * PLANES);
+}
+/* One step of the recurrence; *decay gets a. */
+INLINE num advance(const problem *p, vec dt, vec u, num A, num h, num B, int fast, num *decay) {
+    num a, input;
+    if (fast) {
+        a = decay_small(dt, A), input = scale(u, B);
+    } else {
+        step_rule s = coefficients(p->rule, dt, A, 0);
+        a = s.a, input = scale(u, mul(s.w, B));
+    }
+    if (decay) *decay = a;
+    return add(mul(a, h), input);
+}
+
+/* Rows are far apart, so the hardware does not see the next tile's inputs and this tile's outputs coming. */
+INLINE void prefetch_next(const real *row) { FOR_WIDE __builtin_prefetch(row + TILE + w * LANES); }
+INLINE void prefetch_write(const real *row) { FOR_WIDE __builtin_prefetch(row + w * LANES, 1); }
+INLINE void prefetch_rows(const problem *p, const place *q, int i, int backward) {
+    prefetch_next(AT(x, i, q->of_x)), prefetch_next(AT(dt, i, q->channel));
+    if (p->z) prefetch_next(AT(z, i, q->own));
+    if (!backward) {
+        prefetch_write(AT(y, i, q->own));
+        return;
+    }
+    prefetch_next(AT(dy, i, q->own));
+    prefetch_write(AT(dx, i, q->of_x)), prefetch_write(AT(ddt, i, q->channel));
+    if (p->z) prefetch_write(AT(dz, i, q->own));
+}
+
+/* Reads the tile's inputs; returns the largest |dt|. */
+INLINE real read_inputs(const problem *p, const place *q, tile *t, int fast, int backward) {
+    vec bias[WIDE], skip[WIDE], most = {0};
+    FOR_WIDE bias[w] = p->bias ? load(p->bias + q->channel + w * LANES, q->lanes[w]) : (vec){0};
+    FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, q->lanes[w]) / READOUT : (vec){0};
+    for (int i = 0; i < q->steps; ++i) {
+        const real *dt_row = AT(dt, i, q->channel), *x_row = AT(x, i, q->of_x);
+        FOR_WIDE {
+            vec x = load(x_row + w * LANES, q->lanes[w]), slope = splat(1);
+            vec dt = load(dt_row + w * LANES, q->lanes[w]) + bias[w];
+            if (p->softplus) dt = softplus(dt, &slope);
+            t->dt[i][w] = dt, t->u[i][w] = fast ? dt * x : x, t->y[i][w] = skip[w] * x;
+            vec size = vabs(dt);
+            most = choose(size <= most, most, size); /* a NaN becomes the largest */
+            if (backward) t->x[i][w] = x, t->slope[i][w] = slope, t->s1[i][w] = t->s2[i][w] = (vec){0};
+        }
+        prefetch_rows(p, q, i, backward);
+    }
+    return lane_max(most);
+}
+
+/* The rows and tiles of task `index`; tasks are row group by channel block. A task does its tiles of every route, one route
+ * after the other, because the routes add to the same outputs. Tile k of route i is tile i * tiles_a_route + k of all. */
+typedef struct {
+    int64_t row_group, block, first_row, end_row, first_tile, mine, tiles; /* mine: tiles of each route; tiles: of all */
+} share;
+static share share_of(const problem *p, int64_t index) {
+    const int64_t a_route = tiles_a_route(p);
+    share s = {.row_group = index / p->blocks, .block = index % p->blocks, .tiles = a_route * p->routes};
+    s.first_row = p->rows * s.row_group / p->row_groups, s.end_row = p->rows * (s.row_group + 1) / p->row_groups;
+    s.first_tile = a_route * s.block / p->blocks, s.mine = a_route * (s.block + 1) / p->blocks - s.first_tile;
+    return s;
+}
+/* The largest decay of each of the task's tiles, [route][tile]. */
+static real *limits_of(const problem *p, share s) {
+    real *limits = aligned((size_t)(s.mine * p->routes) * sizeof(real));
+    place q;
+    for (int64_t k = 0; k < s.mine * p->routes; ++k) {
+        set_tile(p, &q, k / s.mine * tiles_a_route(p) + s.first_tile + k % s.mine);
+        limits[k] = largest_decay(p, &q);
+    }
+    return limits;
+}
