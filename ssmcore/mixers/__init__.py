@@ -13,13 +13,19 @@ from ..registry import resolve
 from ..wrappers import Bidirectional, ScanOrder
 from .attention import Attention
 from .deltanet import DeltaNet
+from .dss import Dss
 from .gated_deltanet import GatedDeltaNet
 from .gla import Gla
 from .grid_mamba import GridMamba
 from .gru import Gru
+from .gss import Gss
+from .h3 import H3
 from .hgrn2 import Hgrn2
+from .hippo_memory import HippoMemory
 from .kda import Kda
+from .liquid_s4 import LiquidS4
 from .lru import Lru
+from .lssl import Lssl
 from .lstm import Lstm
 from .mamba import Mamba
 from .mamba2 import Mamba2
@@ -29,18 +35,25 @@ from .rnn import Rnn
 from .routed_mamba import RoutedMamba
 from .s4 import S4
 from .s4d import S4D
+from .s4nd import S4ND
 from .s5 import S5
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
     "deltanet": DeltaNet,
+    "dss": Dss,
     "gated_deltanet": GatedDeltaNet,
     "gla": Gla,
     "grid_mamba": GridMamba,
     "gru": Gru,
+    "gss": Gss,
+    "h3": H3,
     "hgrn2": Hgrn2,
+    "hippo": HippoMemory,
     "kda": Kda,
+    "liquid_s4": LiquidS4,
     "lru": Lru,
+    "lssl": Lssl,
     "lstm": Lstm,
     "mamba": Mamba,
     "mamba2": Mamba2,
@@ -50,6 +63,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "routed_mamba": RoutedMamba,
     "s4": S4,
     "s4d": S4D,
+    "s4nd": S4ND,
     "s5": S5,
 }
 WRAPPERS: dict[str, type[Mixer]] = {"bidirectional": Bidirectional, "scan_order": ScanOrder}

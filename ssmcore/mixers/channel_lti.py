@@ -43,6 +43,8 @@ class ChannelLti(Mixer):
     lti = True
     d_state: int
     """State size of a channel n."""
+    channels: int
+    """Systems, d."""
     D: Tensor
 
     def discrete(self) -> Discrete:
@@ -55,7 +57,7 @@ class ChannelLti(Mixer):
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
         """Zeros: ssm (b, d, n). Raises nothing."""
-        return {"ssm": self._zeros(batch, self.d_model, self.d_state, device=device, dtype=dtype)}
+        return {"ssm": self._zeros(batch, self.channels, self.d_state, device=device, dtype=dtype)}
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """Core and output map on x, (b, l, d) or packed; see Mixer.mix. Raises nothing of its own."""
@@ -76,7 +78,7 @@ class ChannelLti(Mixer):
             else:
                 padded, lengths = ctx.rows.to_padded(u), ctx.rows.lengths
             h = (
-                padded.new_zeros(len(lengths), self.d_model, self.d_state)
+                padded.new_zeros(len(lengths), self.channels, self.d_state)
                 if state is None
                 else state["ssm"].to(u.dtype)
             )

@@ -82,7 +82,7 @@ class S4(ChannelLti):
         if systems < 1 or d_model % systems:
             raise ValueError(f"S4: {systems} systems do not divide d_model={d_model}")
         form = legs_dplr(c.d_state) if c.init == "legs" else fout_dplr(c.d_state)
-        self.d_state = c.d_state
+        self.d_state, self.channels = c.d_state, d_model
         self.log_dt = nn.Parameter(log_uniform(d_model, c.dt_min, c.dt_max).log())
         # FouT's poles lie on the imaginary axis, which has no logarithm.
         self.A_log = nn.Parameter((-form.Lambda.real).clamp(min=1e-4).log().float().repeat(systems, 1))

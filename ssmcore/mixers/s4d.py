@@ -1,11 +1,9 @@
 """S4D: one diagonal linear time-invariant system a channel, then a gated linear map of the channels.
 
     core     h' = A h + x,  y = 2 Re(C . h) + D x, sampled with step dt
-    kernel   K[t] = 2 Re sum_n C_n w_n a_n^t,  a, w = discretize(A, dt);   y = K * x
-    out      glu(out_proj gelu(y)), or out_proj gelu(y)
+    out      glu(out_proj gelu(y))
 
-The core is one map with two algorithms: an FFT convolution where a whole sequence comes alone, the recurrence where it
-comes with a state, resets, padding or steps of its own. Code to paper: A = Λ, dt = Δ; B is 1 unless it is learned.
+Code to paper: A = Λ, dt = Δ; B is 1, absorbed in C, unless `learn_input`. The core is in diagonal_lti.py.
 Source: Gu et al. 2022, On the parameterization and initialization of diagonal state space models (S4D), sec. 3-4.
 """
 
@@ -17,12 +15,13 @@ import torch.nn.functional as F
 from ssm_kernels.checks import check_choice
 from torch import Tensor, nn
 
-from ..array_types import Float, Inexact, Tokens
-from ..discretization import Rule, discretize_diagonal
-from ..functional import at_least_float32, damped_modes, fft_conv, selective_scan
+from ..array_types import Float, Tokens
+from ..discretization import Rule
+from ..functional import at_least_float32
 from ..hippo import s4d_poles
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
+from .diagonal_lti import Diagonal, diagonal_kernel, run_diagonal
 from .mamba import log_uniform
 
 
@@ -109,24 +108,9 @@ class S4D(Mixer):
 
     def core(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """The linear map: x and state to y and state, shapes as in `mix`. Raises nothing of its own."""
-        with torch.autocast(x.device.type, enabled=False):
-            if state is None and ctx.rows is None and ctx.dt is None and not ctx.return_state:
-                return fft_conv(x, self.kernel(x.shape[1])), None
-            A, B, C, dt = self.continuous()
-            dt = dt.expand(x.shape) if ctx.dt is None else dt * ctx.dt.to(dt.dtype)[..., None]
-            y, ssm = selective_scan(
-                x,
-                dt,
-                A,
-                B,
-                C,
-                D=at_least_float32(self.D),
-                initial_state=None if state is None else state["ssm"],
-                cu_seqlens=ctx.cu_seqlens,
-                rule=self.config.rule,
-                return_last_state=True,
-            )
-        return y, {"ssm": ssm}
+        before = None if state is None else state["ssm"]
+        y, ssm = run_diagonal(self.continuous(), self.D, x, before, ctx, self.config.rule)
+        return y, None if ssm is None else {"ssm": ssm}
 
     def kernel(self, length: int) -> Float[Tensor, "l d"]:
         """The core's answer to a single one at time 0.
@@ -138,25 +122,16 @@ class S4D(Mixer):
         Raises:
             ValueError: length < 0.
         """
-        A, B, C, dt = self.continuous()
-        dt = dt[:, None]
-        decay, weight = discretize_diagonal(A, B, dt, self.config.rule)
-        # Bilinear decays are no exponentials of dt A, and real ones may be negative: their logarithm is complex.
-        u = (
-            decay.to(torch.promote_types(decay.dtype, torch.complex64)).log()
-            if self.config.rule == "bilinear"
-            else dt * A
-        )
-        modes = damped_modes((C * weight).to(u.dtype), u, length)
-        taps = 2 * modes.real if self.complex_pairs else modes.real
-        return torch.cat([taps[:1] + at_least_float32(self.D), taps[1:]]) if length else taps
+        return diagonal_kernel(self.continuous(), self.D, length, self.config.rule)
 
-    def continuous(self) -> tuple[Inexact[Tensor, "d n"], Inexact[Tensor, "d n"], Inexact[Tensor, "d n"], Tensor]:
-        """The system before it is sampled: A, B, C (d, n) and dt (d,), in float32 or wider. Raises nothing."""
+    def continuous(self) -> Diagonal:
+        """The systems before they are sampled, in float32 or wider. Raises nothing."""
         A, C = -at_least_float32(self.A_log).exp(), at_least_float32(self.C)
         B = at_least_float32(self.B) if self.config.learn_input else torch.ones_like(A)
         if self.complex_pairs:
             A, C = torch.complex(A, at_least_float32(self.A_imag)), torch.view_as_complex(C.contiguous())
             B = torch.view_as_complex(B.contiguous()) if self.config.learn_input else B.to(A.dtype)
         share = self.d_model // len(A)
-        return A.repeat_interleave(share, 0), B.repeat_interleave(share, 0), C, at_least_float32(self.log_dt).exp()
+        return Diagonal(
+            A.repeat_interleave(share, 0), B.repeat_interleave(share, 0), C, at_least_float32(self.log_dt).exp()
+        )
