@@ -84,12 +84,16 @@ def load_collection(path: str | Path, layout: str = "auto", leave_out: str | Non
     """Find the recordings of a folder or archive and divide them.
 
     Args:
-        path: A folder, a tar archive of FSDD, or a single sound file.
+        path: A folder, a tar archive of FSDD, a single sound file, or `plucked` for generated melodies.
         layout: A name of LAYOUTS, or `auto`: FSDD and SC09 are known by their names and lists, all else is `folder`.
         leave_out: A speaker whose recordings, all of them and no others, are the test part.
     Raises:
         AudioError: Nothing is there, the layout does not fit, or no recordings are left for a part.
     """
+    if str(path) == "plucked":
+        from .plucked import plucked_collection
+
+        return plucked_collection()
     path = Path(path)
     files = _find(path)
     if layout == "auto":

@@ -6,38 +6,33 @@ import torch
 
 from .checkpoint import Checkpoint
 from .files import write_audio
+from .generation import Draw, Generator
 from .spectrogram import draw_clips
 
 
-@torch.no_grad()
-def draw(checkpoint: Checkpoint, count: int, seconds: float, seed: int = 0, temperature: float = 1.0) -> torch.Tensor:
-    """Clips sample by sample; every clip has a random stream of its own and leaves the global one alone.
+def draw_waves(checkpoint: Checkpoint, count: int, seconds: float, seed: int = 0, draw: Draw | None = None):
+    """Clips of all labels in turn. The global random state and the model's mode stay as they are.
 
     Args:
         checkpoint: Model and quantiser.
         count: Clips, b.
         seconds: Length of each.
         seed: Of the first clip; the others count up.
-        temperature: Divides the logits.
+        draw: How samples are drawn; None takes the model's own distribution.
     Returns:
-        Waveforms, float32, shape (b, t).
+        Waveforms, float32, shape (b, t); and the labels, int64, shape (b, k).
     """
-    model, quantizer = checkpoint.model, checkpoint.quantizer
-    training = model.training
-    model.eval()
-    streams = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+    model, training = checkpoint.model, checkpoint.model.training
     labels = [[i % len(names) for names in checkpoint.labels] for i in range(count)]
-    state = model.init_state(count, label=torch.tensor(labels, dtype=torch.int64).reshape(count, -1))
-    level = torch.full((count,), quantizer.zero, device=model.head.weight.device)
-    levels = []
-    for _ in range(max(1, round(seconds * checkpoint.sample_rate))):
-        logits, state = model.step(level, state)
-        p = (logits.float().cpu() / temperature).softmax(-1)
-        drawn = [torch.multinomial(row, 1, generator=stream) for row, stream in zip(p, streams, strict=True)]
-        level = torch.cat(drawn).to(level.device)
-        levels.append(level)
-    model.train(training)
-    return quantizer.decode(torch.stack(levels, 1).cpu())
+    label = torch.tensor(labels, dtype=torch.int64).reshape(count, -1)
+    try:
+        session = Generator.of(checkpoint).start(
+            list(range(seed, seed + count)), label=label if label.numel() else None
+        )
+        made = session.advance(max(1, round(seconds * checkpoint.sample_rate)), draw)
+    finally:
+        model.train(training)
+    return checkpoint.quantizer.decode(made.tokens), label
 
 
 def write_samples(checkpoint: Checkpoint, folder: Path, count: int, seconds: float) -> None:
@@ -52,8 +47,11 @@ def write_samples(checkpoint: Checkpoint, folder: Path, count: int, seconds: flo
         AudioError: The disk refuses a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waves = draw(checkpoint, count, seconds)
+    waves, labels = draw_waves(checkpoint, count, seconds)
     for i, wave in enumerate(waves):
         write_audio(folder / f"clip-{i}.wav", wave, checkpoint.sample_rate)
-    titles = [" ".join(names[i % len(names)] for names in checkpoint.labels) or f"clip {i}" for i in range(count)]
+    titles = [
+        " ".join(names[j] for names, j in zip(checkpoint.labels, row, strict=True)) or f"clip {i}"
+        for i, row in enumerate(labels.tolist())
+    ]
     draw_clips(folder / "clips.png", list(waves), checkpoint.sample_rate, titles)

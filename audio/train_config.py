@@ -56,7 +56,7 @@ class TrainConfig:
     """Train SaShiMi on recordings and score it, in bits a sample, beside counted and linear baselines."""
 
     data: str = ""
-    """Folder of WAV, FLAC, OGG or MP3 files, a tar archive of FSDD, or one recording."""
+    """Folder of WAV, FLAC, OGG or MP3 files, a tar archive of FSDD, one recording, or `plucked`: generated melodies."""
     recordings: DataConfig = field(default_factory=DataConfig)
     """How they are read."""
     model: SaShiMiConfig = field(default_factory=lambda: preset("fsdd_small"))
