@@ -9,9 +9,15 @@ _HOME = {
     "AudioError": "errors",
     "PRESETS": "presets",
     "Quantizer": "quantize",
+    "DiffWave": "models.diffwave",
+    "DiffWaveConfig": "config",
+    "Draw": "generation",
+    "Generator": "generation",
     "SaShiMi": "models.sashimi",
     "SaShiMiConfig": "config",
+    "load_upstream": "models.upstream",
     "preset": "presets",
+    "stream": "generation",
 }
 __all__ = sorted(_HOME)
 

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_HOME = {"SaShiMi": "sashimi"}
+_HOME = {"DiffWave": "diffwave", "SaShiMi": "sashimi", "load_upstream": "upstream"}
 __all__ = sorted(_HOME)
 
 
