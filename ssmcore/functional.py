@@ -118,9 +118,13 @@ class Rows:
 
     def reverse(self, x: Shaped[Tensor, "1 tokens *rest"]) -> Shaped[Tensor, "1 tokens *rest"]:
         """Every row from its last token to its first. Raises: IndexError: x holds other tokens."""
+        return x.index_select(1, self.mirrored)
+
+    @functools.cached_property
+    def mirrored(self) -> Int[Tensor, "tokens"]:
+        """Where each packed token's mirror image in its row stands."""
         bounds = self.cu_seqlens.to(self.row.device)
-        mirrored = bounds[self.row] + bounds[self.row + 1] - 1 - torch.arange(len(self.row), device=self.row.device)
-        return x[:, mirrored]
+        return bounds[self.row] + bounds[self.row + 1] - 1 - torch.arange(len(self.row), device=self.row.device)
 
     def spread(self, state: State, initial: State) -> State:
         """The state before each row: what came in before an item's first row, the initial one before all others.
