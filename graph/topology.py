@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ssmcore.array_types import Int
+from ssmcore.array_types import Float, Int
 from ssmcore.functional import Rows
 
 from .checks import check_batch, check_edges
@@ -136,6 +136,41 @@ class Topology:
             # A rank is below its graph's size, so the graphs' starts keep them apart.
             cache[order] = self.starts[self.batch] + self.rank(order)
         return cache[order]
+
+    def ties(self, order: str) -> "Ties":
+        """The tied nodes of an order; found at most once."""
+        cache: dict = self.__dict__.setdefault("_ties", {})
+        if order not in cache:
+            cache[order] = Ties.of(self.classes(order))
+        return cache[order]
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Nodes that share their class with others."""
+
+    nodes: Int[Tensor, "m"]
+    """Which."""
+    index: Int[Tensor, "m"]
+    """Class of each, numbered from 0."""
+    counts: Int[Tensor, "k"]
+    """Nodes in each class, 2 or more."""
+
+    @classmethod
+    def of(cls, classes: Int[Tensor, "n"]) -> "Ties":
+        """From the class of every node, shape (n,). Raises nothing."""
+        counts = torch.bincount(classes)
+        nodes = (counts[classes] > 1).nonzero()[:, 0]
+        index = (counts > 1).cumsum(0)[classes[nodes]] - 1
+        return cls(nodes, index, counts[counts > 1])
+
+    def mean(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Tied rows replaced by the mean of their class, shape (n, d); all others as they are. Raises nothing."""
+        if not len(self.nodes):
+            return x
+        total = x.new_zeros(len(self.counts), x.shape[1]).index_add(0, self.index, x.index_select(0, self.nodes))
+        means = total / self.counts[:, None].to(x.dtype)
+        return x.index_copy(0, self.nodes, means.index_select(0, self.index))
 
 
 def rows_of(sizes: Int[Tensor, "g"]) -> Rows:

@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from . import hugging_face, scan
+from . import graphs, hugging_face, scan
 
-COMMANDS = {"scan": scan, "transformers": hugging_face}
+COMMANDS = {"scan": scan, "transformers": hugging_face, "graph": graphs}
 
 
 def main(words: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import multiprocessing
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -21,11 +22,22 @@ MIB = 2**20
 
 def peak_mib(impl: str, case: Case, which_pass: str, threads: int) -> float:
     """Run one row once in a process of its own and return its peak, in MiB above the baseline."""
+    return peak_of(_row, impl, case, which_pass, threads=threads)
+
+
+def peak_of(make: Callable[..., Callable[[], object]], *args, threads: int) -> float:
+    """Peak of `make(*args, small=False)()` in a process of its own, in MiB above the baseline.
+
+    Args:
+        make: A function at the top of a module; with small=True it makes a warm-up of the same code on little data.
+        args: What it needs, picklable.
+        threads: For torch.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["apps.bench.peers"])
     _start_server()
     with context.Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(_measure, (impl, case, which_pass, threads))
+        return pool.apply(_measure, (make, args, threads))
 
 
 def _start_server() -> None:
@@ -40,14 +52,18 @@ def _start_server() -> None:
             signal.signal(signal.SIGINT, before)
 
 
-def _measure(impl: str, case: Case, which_pass: str, threads: int) -> float:
-    import torch
-
+def _row(impl: str, case: Case, which_pass: str, small: bool) -> Callable[[], object]:
     from .peers import PEERS
 
+    return getattr(PEERS[impl].make(replace(case, batch=1, length=4) if small else case), which_pass)
+
+
+def _measure(make: Callable[..., Callable[[], object]], args: tuple, threads: int) -> float:
+    import torch
+
     torch.set_num_threads(threads)
-    getattr(PEERS[impl].make(replace(case, batch=1, length=4)), which_pass)()
-    run = getattr(PEERS[impl].make(case), which_pass)
+    make(*args, small=True)()
+    run = make(*args, small=False)
     _give_back_freed_memory()
     baseline = _restart_high_water()
     result = run()

@@ -122,9 +122,9 @@ class SSMConv(nn.Module):
         if self.ties != "average":
             members = range(1 if self.training else self.ensemble)
             return sum(self._scan(x, steps, topology, member) for member in members) / len(members)
-        shared = topology.classes(self.order)
-        y = self._scan(class_mean(x, shared), class_mean(steps, shared), topology, 0)
-        return class_mean(y, shared)
+        ties = topology.ties(self.order)
+        y = self._scan(ties.mean(x), None if steps is None else ties.mean(steps), topology, 0)
+        return ties.mean(y)
 
     def _scan(self, x: Tensor, steps: Tensor | None, topology: Topology, member: int) -> Tensor:
         order = visits(topology, self.order, seed=self.seed, member=member, fresh=self.training)
@@ -146,12 +146,3 @@ class SSMConv(nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.channels}, mixer={self.spec!r}, order={self.order!r})"
-
-
-def class_mean(x: Tensor | None, index: Int[Tensor, "n"]) -> Tensor | None:
-    """Each row replaced by the mean of the rows with its index, shape (n, d); None stays None. Raises nothing."""
-    if x is None:
-        return None
-    count = torch.bincount(index, minlength=len(x)).clamp_min(1)
-    total = torch.zeros_like(x).index_add(0, index, x)
-    return (total / count[:, None]).index_select(0, index)
