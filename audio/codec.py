@@ -2,27 +2,29 @@
 
     16-bit sample -> level (range coder, the model's probabilities) + place inside the level's cell (evenly likely)
 
-Both sides run the model's step in the same rows, one thread, and turn the same logits into the same integers, so that
-the decoder sees the encoder's frequencies. A recording is cut into segments that run beside one another as rows. Floats
-may differ between machines or versions of torch: the file holds a checksum, and a mismatch is an error, never noise.
+Both sides step the model in the same way (natively where it can be packed; the bits of a step do not depend on how many
+are asked for at once) and turn the same logits into the same integers, so that the decoder sees the encoder's
+frequencies. A recording is cut into segments that run beside one another as rows. Floats may differ between machines,
+backends or versions of torch: the file holds a checksum, and a mismatch is an error, never noise.
 """
 
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .errors import AudioError
+from .generation import Generator
 from .range_coder import TOTAL_BITS, RangeDecoder, RangeEncoder
 
 MAGIC = b"SSA1"
 _HEADER = struct.Struct("<4sBBIIIIII")  # magic, channels, shift, rate, frames, segment, peak, model, checksum
-MOST_ROWS = 64
+MOST_ROWS, PIECE = 64, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +64,23 @@ def compress(checkpoint: Checkpoint, pcm: np.ndarray, rate: int, segment_seconds
     cells = _Cells(checkpoint, peak)
     rows, lengths = _rows(high, segment)
     fine = _rows(low, segment)[0] if shift else None
-    encoder, level_bits, place_bits = RangeEncoder(), 0.0, 0.0
+    generator, encoder = Generator.of(checkpoint), RangeEncoder()
+    level_bits = place_bits = 0.0
     for begin, end in _batches(len(rows)):
         levels = cells.level[rows[begin:end] - cells.least]
-        chances = _Chances(checkpoint, end - begin)
+        session = generator.start([0] * (end - begin))
         for t in range(segment):
-            starts = chances.next()
+            if t % PIECE == 0:
+                given = torch.from_numpy(levels[:, t : t + PIECE])
+                starts = _frequencies(session.score(given).logits)
             for row in np.flatnonzero(lengths[begin:end] > t):
-                level = int(levels[row, t])
-                start, stop = int(starts[row, level]), int(starts[row, level + 1])
+                level, owner = int(levels[row, t]), starts[row, t % PIECE]
+                start, stop = int(owner[level]), int(owner[level + 1])
                 encoder.put(start, stop - start)
                 level_bits += TOTAL_BITS - float(np.log2(stop - start))
                 place_bits += _put_evenly(encoder, int(rows[begin + row, t]) - cells.first[level], cells.size[level])
                 if fine is not None:
                     place_bits += _put_evenly(encoder, int(fine[begin + row, t]), 256)
-            chances.feed(levels[:, t])
     head = (MAGIC, channels, shift, rate, frames, segment, peak, _key(checkpoint), zlib.crc32(pcm.tobytes()))
     data = _HEADER.pack(*head) + encoder.finish()
     return Compressed(data=data, level_bits=level_bits, place_bits=place_bits, samples=pcm.size)
@@ -94,14 +98,14 @@ def decompress(checkpoint: Checkpoint, data: bytes) -> tuple[np.ndarray, int]:
         AudioError: Not such a file, of another model, damaged, or compressed on a machine that computes differently.
     """
     channels, shift, rate, frames, segment, peak, checksum = _read_header(checkpoint, data)
-    cells, decoder = _Cells(checkpoint, peak), RangeDecoder(data[_HEADER.size :])
+    generator, cells = Generator.of(checkpoint), _Cells(checkpoint, peak)
+    decoder = RangeDecoder(data[_HEADER.size :])
     lengths = _lengths(channels, frames, segment)
     rows = np.zeros((len(lengths), segment), dtype=np.int32)
     for begin, end in _batches(len(rows)):
-        chances = _Chances(checkpoint, end - begin)
-        levels = np.full(end - begin, checkpoint.quantizer.zero)
+        session, levels = generator.start([0] * (end - begin)), np.zeros(end - begin, dtype=np.int64)
         for t in range(segment):
-            starts = chances.next()
+            starts = _frequencies(session.expect())
             for row in np.flatnonzero(lengths[begin:end] > t):
                 level = int(np.searchsorted(starts[row], decoder.point(), side="right")) - 1
                 decoder.take(int(starts[row, level]), int(starts[row, level + 1] - starts[row, level]))
@@ -112,7 +116,7 @@ def decompress(checkpoint: Checkpoint, data: bytes) -> tuple[np.ndarray, int]:
                 sample = (cells.first[level] + _take_evenly(decoder, cells.size[level])) << 16
                 rows[begin + row, t] = sample | (_take_evenly(decoder, 256) << 8 if shift else 0)
                 levels[row] = level
-            chances.feed(levels)
+            session.feed(torch.from_numpy(levels))
     per_channel = len(lengths) // channels
     pcm = np.stack([rows[c * per_channel : (c + 1) * per_channel].reshape(-1)[:frames] for c in range(channels)])
     if zlib.crc32(pcm.tobytes()) != checksum:
@@ -132,30 +136,13 @@ class _Cells:
         self.first = edges.tolist()
 
 
-class _Chances:
-    """Cumulative integer frequencies of the next level in each row, from the model's step."""
-
-    def __init__(self, checkpoint: Checkpoint, rows: int):
-        self.model = checkpoint.model.eval()
-        self.level = torch.full((rows,), checkpoint.quantizer.zero)
-        with torch.no_grad():
-            self.state = self.model.init_state(rows)
-
-    @torch.no_grad()
-    def next(self) -> np.ndarray:
-        """Starts of the levels and the total, int64, shape (rows, levels + 1); every level has at least 1."""
-        with _one_thread():
-            logits, self.state = self.model.step(self.level, self.state)
-            p = logits.double().softmax(-1)
-        levels = p.shape[1]
-        sizes = (p * ((1 << TOTAL_BITS) - levels)).floor().long() + 1
-        best = sizes.argmax(1, keepdim=True)
-        sizes.scatter_add_(1, best, (1 << TOTAL_BITS) - sizes.sum(1, keepdim=True))
-        return torch.nn.functional.pad(sizes.cumsum(1), (1, 0)).numpy()
-
-    def feed(self, levels: np.ndarray) -> None:
-        """What came, shape (rows,)."""
-        self.level = torch.from_numpy(np.asarray(levels, dtype=np.int64))
+def _frequencies(logits: Tensor) -> np.ndarray:
+    """Starts of the levels and the total, int64, (..., levels + 1), of logits (..., levels); each gets at least 1."""
+    p = logits.double().softmax(-1)
+    sizes = (p * ((1 << TOTAL_BITS) - p.shape[-1])).floor().long() + 1
+    spare = (1 << TOTAL_BITS) - sizes.sum(-1, keepdim=True)
+    sizes.scatter_add_(-1, sizes.argmax(-1, keepdim=True), spare)
+    return torch.nn.functional.pad(sizes.cumsum(-1), (1, 0)).numpy()
 
 
 def _rows(values: np.ndarray, segment: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,14 +198,3 @@ def _key(checkpoint: Checkpoint) -> int:
     for name, tensor in sorted(checkpoint.model.state_dict().items()):
         total = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), zlib.crc32(name.encode(), total))
     return total
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the machine is busy with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -251,6 +251,25 @@ class Session:
             )
         return self._run(given.shape[1], Draw(), given.long().cpu(), True)
 
+    def expect(self) -> Tensor:
+        """Logits of the next sample of every clip, before it is known: the bits that `score` gives; then `feed` it.
+
+        Returns:
+            Shape (b, levels).
+        """
+        return self._run(1, Draw(), torch.zeros(len(self.seeds), 1, dtype=torch.int64), True).logits[:, 0]
+
+    def feed(self, levels: Tensor) -> None:
+        """Say which samples came after `expect`.
+
+        Args:
+            levels: int64, shape (b,).
+        """
+        if self.streams is not None:
+            self.streams.registers[:, 0] = levels
+        for clip, level in zip(self._clips, levels.tolist(), strict=True):
+            clip.newest = level
+
     @torch.no_grad()
     def _run(self, count: int, draw: Draw, given: Tensor | None, keep_logits: bool) -> Made:
         if self.streams is not None:
