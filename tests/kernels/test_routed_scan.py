@@ -18,13 +18,13 @@ def arguments(b=2, l=17, d=5, n=3, k=4, *, shared_x=True, shared_B=False, shared
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     def projection(shared):
-        shape = (b, l, n) if shared else (b, l, k, n)
+        shape = (b, l, n) if shared else (k, b, l, n)
         return torch.complex(normal(*shape), normal(*shape)) if is_complex else normal(*shape)
 
     A = -(0.2 + normal(k, d, n).abs())
     given = dict(
-        x=normal(b, l, d) if shared_x else normal(b, l, k, d),
-        dt=normal(b, l, k, d) * 0.5 - 1,
+        x=normal(b, l, d) if shared_x else normal(k, b, l, d),
+        dt=normal(k, b, l, d) * 0.5 - 1,
         A=torch.complex(A, normal(k, d, n)) if is_complex else A,
         B=projection(shared_B),
         C=projection(shared_C),
@@ -50,7 +50,7 @@ def one_by_one(tensors, order, **more):
             t = tensors[name]
             if t is None:
                 return None
-            return (t if t.ndim == 3 else t[:, :, i])[:, there]
+            return (t if t.ndim == 3 else t[i])[:, there]
 
         own = {name: None if tensors[name] is None else tensors[name][i] for name in ("A", "D", "dt_bias")}
         y = selective_scan(**{name: steps(name) for name in ("x", "dt", "B", "C", "z")}, **own, dt_softplus=True,
@@ -112,7 +112,7 @@ class TestRoutes:
         order = torch.stack([torch.arange(17), torch.arange(17).flip(0)]).int()
         ways = [
             selective_scan(
-                tensors["x"], tensors["dt"][:, :, i], tensors["A"][i], tensors["B"][:, :, i], tensors["C"][:, :, i],
+                tensors["x"], tensors["dt"][i], tensors["A"][i], tensors["B"][i], tensors["C"][i],
                 D=tensors["D"][i], z=tensors["z"], dt_bias=tensors["dt_bias"][i], dt_softplus=True, reverse=bool(i),
             )
             for i in range(2)
@@ -138,8 +138,7 @@ class TestRoutes:
 
     def test_opcheck(self, backend):
         t, order = arguments(l=2, k=2, d=2, dtype=torch.float32)
-        leaves = [t["x"], t["dt"].flatten(2), t["A"].flatten(0, 1), t["B"], t["C"], t["D"].flatten(), t["z"],
-                  t["dt_bias"].flatten(), torch.randn(2, 4, 3)]  # fmt: skip
+        leaves = [*t.values(), torch.randn(2, 2, 2, 3)]
         rest = ([v.requires_grad_() for v in leaves], None, None, order, True, False, "euler", backend, True)
         arguments_ = (*rest[0], *rest[1:])
         torch.library.opcheck(torch.ops.ssm_kernels.selective_scan.default, arguments_)
@@ -172,7 +171,7 @@ class TestRoutes:
 
         message(r"order has shape \(4, 16\), expected \(k=4 from dt, l=17 from dt\)", order[:, 1:])
         message("order has dtype float32", order.float())
-        message("order has no route", order[:0], dt=torch.zeros(2, 17, 0, 5), A=torch.zeros(0, 5, 3),
+        message("order has no route", order[:0], dt=torch.zeros(0, 2, 17, 5), A=torch.zeros(0, 5, 3),
                 B=torch.zeros(2, 17, 3), C=torch.zeros(2, 17, 3), D=None, dt_bias=None)  # fmt: skip
         message(r"A has shape \(4, 6, 3\), expected \(k=4 from dt, d=5 from dt, n\)", A=torch.zeros(4, 6, 3))
         message(r"x has shape \(2, 17, 6\)", x=torch.zeros(2, 17, 6))

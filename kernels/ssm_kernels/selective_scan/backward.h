@@ -85,11 +85,11 @@ INLINE void scan_back(const problem *p, const place *q, tile *t, vec *carry, vec
 
 static void read_gradient(const problem *p, const place *q, tile *t) {
     for (int i = 0; i < q->steps; ++i) {
-        const real *dy_row = AT(dy, i, q->own);
+        const real *dy_row = AT(dy, i);
         FOR_WIDE {
             vec gy = load(dy_row + w * LANES, q->lanes[w]);
             if (p->z) {
-                vec z = load(AT(z, i, q->own) + w * LANES, q->lanes[w]);
+                vec z = load(AT(z, i) + w * LANES, q->lanes[w]);
                 t->gate[i][w] = sigmoid(z);
                 gy *= z * t->gate[i][w];
             }
@@ -110,14 +110,14 @@ static void write_gradients(const problem *p, const place *q, tile *t, vec *dD, 
             vec x = t->x[i][w], gy = t->gy[i][w] / READOUT, s1 = t->s1[i][w];
             vec dx = skip[w] * gy + (fast ? t->dt[i][w] * s1 : s1);
             vec ddt = (fast ? x * s1 + t->s2[i][w] : t->s2[i][w]) * t->slope[i][w];
-            put_row((real *)AT(dx, i, q->of_x) + w * LANES, dx, lanes, q->later && p->shared_x);
-            put_row((real *)AT(ddt, i, q->channel) + w * LANES, ddt, lanes, 0);
+            put_row(GRADIENT(dx, p->dx_route, i) + w * LANES, dx, lanes, q->later && !p->dx_route);
+            store(GRADIENT(ddt, p->ddt_route, i) + w * LANES, ddt, lanes);
             dD[w] += gy * x, dbias[w] += ddt;
             if (p->z) {
-                vec z = load(AT(z, i, q->own) + w * LANES, lanes), gate = t->gate[i][w];
-                vec dy = load(AT(dy, i, q->own) + w * LANES, lanes);
+                vec z = load(AT(z, i) + w * LANES, lanes), gate = t->gate[i][w];
+                vec dy = load(AT(dy, i) + w * LANES, lanes);
                 vec dz = dy * READOUT * t->y[i][w] * gate * (1 + z * (1 - gate));
-                put_row((real *)AT(dz, i, q->own) + w * LANES, dz, lanes, q->later);
+                put_row(GRADIENT(dz, 0, i) + w * LANES, dz, lanes, q->later);
             }
         }
     }

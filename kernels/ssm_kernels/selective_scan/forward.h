@@ -21,11 +21,11 @@ INLINE void scan_forward(const problem *p, const place *q, tile *t, vec *state, 
 
 static void write_output(const problem *p, const place *q, const tile *t) {
     for (int i = 0; i < q->steps; ++i) {
-        real *y_row = (real *)AT(y, i, q->own);
+        real *y_row = (real *)AT(y, i);
         FOR_WIDE {
             vec y = READOUT * t->y[i][w];
             if (p->z) {
-                vec z = load(AT(z, i, q->own) + w * LANES, q->lanes[w]);
+                vec z = load(AT(z, i) + w * LANES, q->lanes[w]);
                 y *= z * sigmoid(z);
             }
             if (q->later) y += load(y_row + w * LANES, q->lanes[w]);

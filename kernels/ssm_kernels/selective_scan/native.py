@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import buffers, native_build
-from ..native_call import INTEGER, POINTER, NativeCall, output_like, structure
+from ..native_call import INTEGER, POINTER, NativeCall, covers, output_like, structure
 from ..rows import Row
 
 RULE_CODES = {"euler": 0, "zoh": 1, "bilinear": 2}
 Problem = structure(
     ("batch length rows d n groups routes row_groups blocks", INTEGER),
-    ("rule softplus reverse constant_B constant_C shared_x threads", INTEGER),
+    ("rule softplus reverse constant_B constant_C threads", INTEGER),
     ("row first_chunk order x dt z A B C D bias h0", POINTER),
     ("x_batch x_step dt_batch dt_step z_batch z_step", INTEGER),
     ("B_batch B_step B_group C_batch C_step C_group", INTEGER),
-    ("y_batch y_step dx_batch dx_step ddt_batch ddt_step dz_batch dz_step", INTEGER),
+    ("x_route dt_route y_batch y_step dx_route ddt_route", INTEGER),
     ("y last boundaries dy dlast", POINTER),
     ("dy_batch dy_step", INTEGER),
     ("dx ddt dz dA dB dC dD dbias dh0", POINTER),
@@ -42,9 +42,10 @@ def _library_for(A: Tensor) -> ctypes.CDLL:
 
 
 def groups_of(B: Tensor, C: Tensor, order: Tensor | None) -> int:
-    """How many groups of channels have a B and C of their own; at least one a route."""
-    routes = 1 if order is None else order.shape[0]
-    return max(routes, *(M.shape[2] for M in (B, C) if M.ndim == 4), 1)
+    """How many groups of channels have a B and C of their own: each route, where there are routes."""
+    if order is not None:
+        return order.shape[0]
+    return next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
 
 
 class Layout:
@@ -77,13 +78,13 @@ def boundary_count(tokens: int, rows: int, chunk: int) -> int:
 
 
 def boundaries_shape(A: Tensor, tokens: int, rows: int, groups: int) -> tuple[int, ...]:
-    """Shape of what forward saves for backward: h at every chunk's start, packed. A is that of all routes."""
+    """Shape of what forward saves for backward: h at every chunk's start, packed."""
     lib = _library_for(A)
-    layout = Layout(lib, A.shape[0], groups)
+    layout = Layout(lib, A.shape[:-1].numel(), groups)
     return (
         boundary_count(tokens, rows, lib.scan_chunk()),
         layout.tiles,
-        A.shape[1],
+        A.shape[-1],
         2 if A.is_complex() else 1,
         layout.tile,
     )
@@ -97,37 +98,49 @@ class Call(NativeCall):
     ):
         self.lib = _library_for(A)
         groups, routes = groups_of(B, C, order), 1 if order is None else order.shape[0]
-        self.layout = Layout(self.lib, A.shape[0], groups)
-        b, l, d = dt.shape
-        n, planes = A.shape[1], 2 if A.is_complex() else 1
-        super().__init__(Problem(batch=b, length=l, rows=len(rows), d=d, n=n, groups=groups, routes=routes), rows)
+        b, l, d = dt.shape[-3:]
+        n, planes = A.shape[-1], 2 if A.is_complex() else 1
+        self.layout = Layout(self.lib, routes * d, groups)
+        sizes = dict(batch=b, length=l, rows=len(rows), d=routes * d, n=n, groups=groups, routes=routes)
+        super().__init__(Problem(**sizes), rows)
         p = self.problem
-        p.rule, p.softplus, p.reverse, p.shared_x = RULE_CODES[rule], dt_softplus, reverse, x.shape[2] < d
+        p.rule, p.softplus, p.reverse = RULE_CODES[rule], dt_softplus, reverse
         p.threads = torch.get_num_threads()
         self.point("order", None if order is None else order.to(torch.int64).contiguous())
         p.row_groups, p.blocks = self._shares(len(rows), p.threads)
         chunk = self.lib.scan_chunk()
         chunks = (-(-row.length // chunk) for row in rows)
         self.point_integers("first_chunk", accumulate(chunks, initial=0))
-        for name, t in (("x", x), ("dt", dt), ("z", z)):
-            self.point_steps(name, t)
+        for name, t in (("x", x), ("dt", dt)):
+            t = t if t.ndim == 3 or t.stride(3) == 1 else t.contiguous()
+            self.point_steps(name, t if t.ndim == 3 else t[0])
+            setattr(p, f"{name}_route", t.stride(0) if t.ndim == 4 else 0)
+            setattr(p, f"d{name}_route", b * l * d if t.ndim == 4 else 0)
+        self.point_steps("z", z)
         for name, M in (("B", B), ("C", C)):
             setattr(p, f"constant_{name}", M.ndim == 2)
             if M.ndim == 2:
                 self.point(name, self.layout.pack(M))
                 continue
-            M = M if M.ndim == 4 else M[:, :, None]
+            M = M[:, :, None] if M.ndim == 3 else M if order is None else M.movedim(0, 2)
             M = (M if M.stride(-1) == 1 else M.contiguous()).expand(-1, -1, groups, -1)
             self.point(name, M)
             for key, stride in zip(("batch", "step", "group"), M.stride(), strict=False):
                 setattr(p, f"{name}_{key}", stride * planes)
-        self.point("A", self.layout.pack(A))
+        self.point("A", self.layout.pack(A.flatten(0, -2)))
         self.point_packed("D", D)
         self.point_packed("bias", dt_bias)
-        self.point("h0", None if initial_state is None else self.layout.pack(initial_state))
-        for name, width in (("y", d // routes), ("dz", d // routes), ("dx", x.shape[2]), ("ddt", d)):
-            setattr(p, f"{name}_batch", l * width)
-            setattr(p, f"{name}_step", width)
+        self.point("h0", None if initial_state is None else self.pack_states(initial_state))
+        p.y_batch, p.y_step = l * d, d
+
+    def pack_states(self, t: Tensor) -> Tensor:
+        """States (r, d, n), or those of k routes (k, r, d, n), packed."""
+        return self.layout.pack(t if t.ndim == 3 else t.transpose(0, 1).flatten(1, 2))
+
+    def unpack_states(self, t: Tensor, like: Tensor) -> Tensor:
+        """The inverse, with as many axes as A, `like`, has and the rows."""
+        t = self.layout.unpack(t, like.is_complex())
+        return t if like.ndim == 2 else t.unflatten(1, like.shape[:2]).transpose(0, 1).contiguous()
 
     def _shares(self, rows: int, threads: int) -> tuple[int, int]:
         """Row groups and channel blocks: enough tasks for the threads, and few copies of dA and dB."""
@@ -141,7 +154,7 @@ class Call(NativeCall):
 
     def packed(self, rows: int, A: Tensor, zero: bool = False) -> Tensor:
         """A buffer for `rows` packed (d, n) arrays."""
-        shape = (rows, self.layout.tiles, A.shape[1], 2 if A.is_complex() else 1, self.layout.tile)
+        shape = (rows, self.layout.tiles, A.shape[-1], 2 if A.is_complex() else 1, self.layout.tile)
         made = buffers.empty(shape, A.real.dtype)
         return made.zero_() if zero else made
 
@@ -149,7 +162,8 @@ class Call(NativeCall):
 def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule, save: bool):
     """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`)."""
     call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule)
-    y, tokens = output_like(x[..., : call.problem.y_step], rows), x.shape[0] * x.shape[1]
+    one = dt if dt.ndim == 3 else dt[0]
+    y, tokens = output_like(one, rows), one.shape[0] * one.shape[1]
     shape = boundaries_shape(A, tokens, len(rows), call.layout.groups) if save else (0,)
     boundaries = buffers.empty(shape, A.real.dtype)
     last = call.packed(len(rows), A)
@@ -158,7 +172,7 @@ def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softpl
     if save:
         call.point("boundaries", boundaries)
     call.lib.scan_forward_all(ctypes.byref(call.problem))
-    return y, call.layout.unpack(last, A.is_complex()), boundaries
+    return y, call.unpack_states(last, A), boundaries
 
 
 def backward(
@@ -167,20 +181,20 @@ def backward(
     """Gradients (dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state); None where the input is None."""
     call = Call(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule)
     p, layout, is_complex = call.problem, call.layout, A.is_complex()
-    b, l, d = dt.shape
+    b, l, _ = dt.shape[-3:]
     call.point_steps("dy", dy)
-    call.point("dlast", None if dlast is None else layout.pack(dlast))
+    call.point("dlast", None if dlast is None else call.pack_states(dlast))
     call.point("boundaries", boundaries)
-    dx, ddt = (call.point(name, output_like(t, rows)) for name, t in (("dx", x), ("ddt", dt)))
+    dx, ddt = (call.point(name, _gradient_like(t, rows)) for name, t in (("dx", x), ("ddt", dt)))
     dz = None if z is None else call.point("dz", output_like(z, rows))
     dA = call.point("dA", call.packed(p.row_groups, A, zero=True))
-    dD, dbias = (call.point(name, torch.empty(p.row_groups, d, dtype=x.dtype)) for name in ("dD", "dbias"))
+    dD, dbias = (call.point(name, torch.empty(p.row_groups, p.d, dtype=x.dtype)) for name in ("dD", "dbias"))
     dh0 = None if initial_state is None else call.point("dh0", call.packed(len(rows), A))
 
     def projection_buffer(name: str, M: Tensor) -> Tensor:
         if M.ndim == 2:
             return call.point(name, call.packed(p.row_groups, A, zero=True))
-        shape = (p.blocks, b, l, layout.groups, A.shape[1], *([2] if is_complex else []))
+        shape = (p.blocks, b, l, layout.groups, A.shape[-1], *([2] if is_complex else []))
         return call.point(name, buffers.empty(shape, x.dtype).zero_())
 
     dB, dC = projection_buffer("dB", B), projection_buffer("dC", C)
@@ -191,17 +205,26 @@ def backward(
         if M.ndim == 2:
             return layout.unpack(total, is_complex)
         total = torch.view_as_complex(total) if is_complex else total
-        shared = M.ndim == 3 or M.shape[2] < layout.groups
-        return (total.sum(2) if shared and layout.groups > 1 else total).reshape(M.shape)
+        if order is not None:
+            total = total.sum(2) if M.ndim == 3 else total.movedim(2, 0).contiguous()
+        return total.reshape(M.shape)
 
     return (
         dx,
         ddt,
-        layout.unpack(dA.sum(0), is_complex),
+        layout.unpack(dA.sum(0), is_complex).reshape(A.shape),
         projection_gradient(dB, B),
         projection_gradient(dC, C),
-        None if D is None else dD.sum(0),
+        None if D is None else dD.sum(0).reshape(D.shape),
         dz,
-        None if dt_bias is None else dbias.sum(0),
-        None if dh0 is None else layout.unpack(dh0, is_complex),
+        None if dt_bias is None else dbias.sum(0).reshape(dt_bias.shape),
+        None if dh0 is None else call.unpack_states(dh0, A),
     )
+
+
+def _gradient_like(t: Tensor, rows: list[Row]) -> Tensor:
+    """A contiguous output of the shape of x or dt, (b, l, d) or (k, b, l, d); zeros where the rows leave steps out."""
+    if t.ndim == 3:
+        return output_like(t, rows)
+    made = buffers.empty(tuple(t.shape), t.dtype)
+    return made if covers(rows, t.shape[1], t.shape[2]) else made.zero_()

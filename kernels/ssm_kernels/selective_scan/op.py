@@ -169,14 +169,14 @@ def check_order(order: Tensor, the_rows: list[rows.Row]) -> None:
             raise ValueError(f"routed_scan: order[{route}, {start}:{end}] is not a permutation of {start}..{end - 1}")
 
 
-def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
-    return rows.rows_of("selective_scan", x.shape[0], x.shape[1], cu_seqlens, lengths)
+def _rows(dt: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
+    return rows.rows_of("selective_scan", dt.shape[-3], dt.shape[-2], cu_seqlens, lengths)
 
 
 def _reference(
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
-    the_rows = rows_or_none("selective_scan", x, cu_seqlens, lengths)
+    the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
     tensors, options = (x, dt, A, B, C, D, z, dt_bias, initial_state), (the_rows, dt_softplus, reverse, rule)
     if order is None:
         y, last = reference.selective_scan(*tensors, *options)
@@ -190,22 +190,22 @@ def _forward(
 ):
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
     if order is not None:
-        check_order(order, _rows(x, cu_seqlens, lengths))
+        check_order(order, _rows(dt, cu_seqlens, lengths))
     if backend == "native":
-        return native.forward(*tensors, order, _rows(x, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
+        return native.forward(*tensors, order, _rows(dt, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
     return _reference(*tensors, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save)
 
 
 def _fake(
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
-    r = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    b, l = dt.shape[-3], dt.shape[-2]
+    r = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
     shape: tuple[int, ...] = (0,)
     if backend == "native" and save:
-        shape = native.boundaries_shape(A, x.shape[0] * x.shape[1], r, native.groups_of(B, C, order))
-    routes = 1 if order is None else order.shape[0]
-    y = x.new_empty(x.shape[0], x.shape[1], dt.shape[2] // routes)
-    return y, A.new_empty(r, *A.shape), x.new_empty(shape)
+        shape = native.boundaries_shape(A, b * l, r, native.groups_of(B, C, order))
+    last = (r, *A.shape) if order is None else (A.shape[0], r, *A.shape[1:])
+    return x.new_empty(dt.shape[-3:]), A.new_empty(last), x.new_empty(shape)
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
@@ -213,11 +213,10 @@ def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     if backend != "native":
         return None
     dy, dlast, _ = cotangents
-    x, dt = tensors[:2]
-    if dy is None:
-        dy = dt.new_zeros(*dt.shape[:2], dt.shape[2] // (1 if order is None else order.shape[0]))
-    rows_ = _rows(x, cu_seqlens, lengths)
-    grads = native.backward(dy, dlast, saved[0], *tensors, order, rows_, dt_softplus, reverse, rule)
+    dt = tensors[1]
+    dy = dt.new_zeros(dt.shape[-3:]) if dy is None else dy
+    the_rows = _rows(dt, cu_seqlens, lengths)
+    grads = native.backward(dy, dlast, saved[0], *tensors, order, the_rows, dt_softplus, reverse, rule)
     return [g for g in grads if g is not None]
 
 

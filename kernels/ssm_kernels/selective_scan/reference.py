@@ -95,46 +95,22 @@ def routed_scan(
     reverse: bool,
     rule: str,
 ) -> tuple[Tensor, Tensor]:
-    """k scans over the same tokens, scan i in the order of table i, their outputs summed: y (b, l, d).
+    """k scans over the same tokens, scan i in the order of table i, summed: y (b, l, d), last state (k, rows, d, n).
 
-    order: (k, l). The channels of dt, A, D, dt_bias and the states are k times d, route after route; so are those of a
-    constant B or C, and of x unless the routes share it, (b, l, d). Groups of B and C: one for all, or a multiple of k.
+    All but z have the routes as their first axis: dt (k, b, l, d), A (k, d, n), order (k, l), initial_state
+    (k, rows, d, n); x, B and C, (k, b, l, ...), may do without it where the routes share them, (b, l, ...).
     """
-    y, last = torch.zeros_like(x[..., : dt.shape[2] // order.shape[0]]), []
+    y, last = torch.zeros_like(dt[0]), []
     for i, there in enumerate(order.long().unbind(0)):
-        own = _of_route(i, order.shape[0], there, x, dt, A, B, C, D, z, dt_bias, initial_state)
-        y_route, h = selective_scan(*own, rows=rows, dt_softplus=dt_softplus, reverse=reverse, rule=rule)
-        y = y + y_route.index_select(1, there.argsort())
+        x_i, B_i, C_i = ((t[i] if t.ndim == 4 else t).index_select(1, there) for t in (x, B, C))
+        z_i = None if z is None else z.index_select(1, there)
+        D_i, bias, state = (None if t is None else t[i] for t in (D, dt_bias, initial_state))
+        y_i, h = selective_scan(
+            x_i, dt[i].index_select(1, there), A[i], B_i, C_i, D_i, z_i, bias, state, rows, dt_softplus, reverse, rule
+        )
+        y = y + y_i.index_select(1, there.argsort())
         last.append(h)
-    return y, torch.cat(last, 1)
-
-
-def _of_route(i: int, k: int, there: Tensor, x, dt, A, B, C, D, z, dt_bias, initial_state) -> list[Tensor | None]:
-    """The arguments of scan i of k, in the order of its steps."""
-    d = dt.shape[2] // k
-    own = slice(i * d, (i + 1) * d)
-
-    def weights(M: Tensor) -> Tensor:
-        if M.ndim == 2:
-            return M[own]
-        shared = M.ndim == 3 or M.shape[2] == 1
-        return (M if shared else M.unflatten(2, (k, -1))[:, :, i]).index_select(1, there)
-
-    steps = [x if x.shape[2] == d else x[..., own], dt[..., own]]
-    x, dt = (t.index_select(1, there) for t in steps)
-    z = None if z is None else z.index_select(1, there)
-    D, dt_bias = (None if t is None else t[own] for t in (D, dt_bias))
-    return [
-        x,
-        dt,
-        A[own],
-        weights(B),
-        weights(C),
-        D,
-        z,
-        dt_bias,
-        None if initial_state is None else initial_state[:, own],
-    ]
+    return y, torch.stack(last)
 
 
 def _steps(M: Tensor, l: int, d: int) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
     h_i[t] = a_i h_i[t-1] + w_i B_i x_i at token order[i, t];   y[order[i, t]] += (C_i . h_i[t] + D_i x_i) silu(z)
 
-Nothing is permuted beforehand: every tensor lies in the tokens' own order, and each scan looks its tokens up. So the
-projections of all routes are one matrix product, and there is no (b, k, l, d) copy. Names as in op.py; k routes.
+Nothing is permuted: every tensor lies in the tokens' own order, each scan looks its tokens up and adds to one output.
+What a route has for itself is found under its number, on the first axis: dt[i], A[i], order[i]. Names as in op.py.
 """
 
 import torch
@@ -16,11 +16,11 @@ from . import op
 
 
 def routed_scan(
-    x: Float[Tensor, "b l d"] | Float[Tensor, "b l k d"],
-    dt: Float[Tensor, "b l k d"],
+    x: Float[Tensor, "b l d"] | Float[Tensor, "k b l d"],
+    dt: Float[Tensor, "k b l d"],
     A: Shaped[Tensor, "k d n"],
-    B: Shaped[Tensor, "b l n"] | Shaped[Tensor, "b l k n"],
-    C: Shaped[Tensor, "b l n"] | Shaped[Tensor, "b l k n"],
+    B: Shaped[Tensor, "b l n"] | Shaped[Tensor, "k b l n"],
+    C: Shaped[Tensor, "b l n"] | Shaped[Tensor, "k b l n"],
     order: Int[Tensor, "k l"],
     *,
     D: Float[Tensor, "k d"] | None = None,
@@ -34,10 +34,10 @@ def routed_scan(
     """The sum of k selective scans, the i-th of which visits token order[i, t] at its step t.
 
     Args:
-        x: Input, shared by the routes, shape (b, l, d), or each route's own, shape (b, l, k, d); any float dtype.
-        dt: Step, in samples, shape (b, l, k, d), in the order of the tokens as are x, B, C and z.
+        x: Input, shared by the k routes, shape (b, l, d), or each route's own, shape (k, b, l, d); any float dtype.
+        dt: Step, in samples, shape (k, b, l, d), in the order of the tokens as are x, B, C and z.
         A: Diagonals of the state matrices, in 1/sample, shape (k, d, n); complex as in `selective_scan`.
-        B: Input projection, shared, shape (b, l, n), or each route's own, shape (b, l, k, n).
+        B: Input projection, shared, shape (b, l, n), or each route's own, shape (k, b, l, n).
         C: Output projection, likewise.
         order: For each route the token it visits at each step, a permutation of 0..l-1, int32 or int64, shape (k, l).
             On a GPU its values are not looked at.
@@ -57,11 +57,11 @@ def routed_scan(
     Source: Liu et al. 2024, VMamba, sec. 4.3 (cross-scan and cross-merge); Zhu et al. 2024, Vision Mamba, Alg. 1.
     """
     shapes = Shapes("routed_scan")
-    shapes.check("dt", dt, "b l k d")
-    shapes.check("x", x, "b l d", "b l k d")
+    shapes.check("dt", dt, "k b l d")
+    shapes.check("x", x, "b l d", "k b l d")
     shapes.check("A", A, "k d n")
     for name, t, *specs in (
-        ("B", B, "b l n", "b l k n"), ("C", C, "b l n", "b l k n"), ("order", order, "k l"), ("D", D, "k d"),
+        ("B", B, "b l n", "k b l n"), ("C", C, "b l n", "k b l n"), ("order", order, "k l"), ("D", D, "k d"),
         ("z", z, "b l d"), ("dt_bias", dt_bias, "k d"),
     ):  # fmt: skip
         if t is not None:
@@ -74,15 +74,5 @@ def routed_scan(
         raise ValueError("routed_scan: order has no route, expected shape (k, l) with k at least 1")
     if cu_seqlens is not None:
         check_rows(shapes, cu_seqlens, None)
-    flat = (
-        x if x.ndim == 3 else x.flatten(2),
-        dt.flatten(2),
-        A.flatten(0, 1),
-        B,
-        C,
-        None if D is None else D.flatten(),
-        z,
-        None if dt_bias is None else dt_bias.flatten(),
-        None,
-    )
-    return op.scan("routed_scan", flat, cu_seqlens, None, order, dt_softplus, False, rule, backend)[0]
+    tensors = (x, dt, A, B, C, D, z, dt_bias, None)
+    return op.scan("routed_scan", tensors, cu_seqlens, None, order, dt_softplus, False, rule, backend)[0]

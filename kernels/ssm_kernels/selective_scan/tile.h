@@ -1,13 +1,15 @@
 /* A tile: TILE channels by CHUNK steps, in scan order; where it lies, and how it is read. */
 typedef struct {
     int64_t batch, length, rows, d, n, groups, routes, row_groups, blocks; /* d channels and groups are those of all routes */
-    int64_t rule, softplus, reverse, constant_B, constant_C, shared_x, threads;
+    int64_t rule, softplus, reverse, constant_B, constant_C, threads;
     const int64_t *row, *first_chunk;                            /* (batch, start, length) of each row; its first boundary */
     const int64_t *order;                                        /* [route][step], the token of each step; NULL: the step itself */
     const real *x, *dt, *z, *A, *B, *C, *D, *bias, *h0;          /* z, D, bias, h0 may be NULL */
     int64_t x_batch, x_step, dt_batch, dt_step, z_batch, z_step; /* strides in elements; channels are contiguous */
     int64_t B_batch, B_step, B_group, C_batch, C_step, C_group;
-    int64_t y_batch, y_step, dx_batch, dx_step, ddt_batch, ddt_step, dz_batch, dz_step;
+    int64_t x_route, dt_route;                                   /* strides between routes; 0 where they share x */
+    int64_t y_batch, y_step;                                     /* of y, and of dx, ddt, dz */
+    int64_t dx_route, ddt_route;
     real *y, *last, *boundaries;                                 /* last, boundaries may be NULL */
     const real *dy, *dlast;
     int64_t dy_batch, dy_step;
@@ -25,22 +27,23 @@ typedef struct {
     int64_t batch, token[CHUNK], b_row[CHUNK], c_row[CHUNK]; /* of each step: its token, and where its B and C are */
     int steps, later;                                        /* later: not the first route, so shared outputs are added to */
     int64_t channel, width, group, index;
-    int64_t own, of_x; /* the channel within its route, which y, z have; and that of x */
+    int64_t own, route; /* the channel within its route */
     int lanes[WIDE];
 } place;
 
 INLINE int64_t tiles_a_group(const problem *p) { return (p->d / p->groups + TILE - 1) / TILE; }
 INLINE int64_t tiles_a_route(const problem *p) { return tiles_a_group(p) * (p->groups / p->routes); }
-INLINE const real *at(const real *base, int64_t batch, int64_t step, const place *q, int i, int64_t channel) {
-    return base + q->batch * batch + q->token[i] * step + channel;
+INLINE const real *at(const real *base, int64_t batch, int64_t step, int64_t route, const place *q, int i) {
+    return base + q->batch * batch + q->token[i] * step + q->route * route + q->own;
 }
-#define AT(name, i, channel) at(p->name, p->name##_batch, p->name##_step, q, i, channel)
+#define AT(name, i) at(p->name, p->name##_batch, p->name##_step, 0, q, i)                         /* the routes share it */
+#define AT_ROUTE(name, i) at(p->name, p->name##_batch, p->name##_step, p->name##_route, q, i)
+#define GRADIENT(name, route, i) ((real *)at(p->name, p->y_batch, p->y_step, route, q, i))
 static void set_tile(const problem *p, place *q, int64_t index) {
     int64_t a_group = p->d / p->groups, local = index % tiles_a_group(p) * TILE;
     q->index = index, q->group = index / tiles_a_group(p);
     q->channel = q->group * a_group + local;
-    q->own = q->channel % (p->d / p->routes);
-    q->of_x = p->shared_x ? q->own : q->channel;
+    q->own = q->channel % (p->d / p->routes), q->route = q->channel / (p->d / p->routes);
     q->width = a_group - local < TILE ? a_group - local : TILE;
     FOR_WIDE q->lanes[w] = (int)(q->width - w * LANES < 0 ? 0 : q->width - w * LANES);
 }
@@ -100,15 +103,15 @@ INLINE num advance(const problem *p, vec dt, vec u, num A, num h, num B, int fas
 INLINE void prefetch_next(const real *row) { FOR_WIDE __builtin_prefetch(row + TILE + w * LANES); }
 INLINE void prefetch_write(const real *row) { FOR_WIDE __builtin_prefetch(row + w * LANES, 1); }
 INLINE void prefetch_rows(const problem *p, const place *q, int i, int backward) {
-    prefetch_next(AT(x, i, q->of_x)), prefetch_next(AT(dt, i, q->channel));
-    if (p->z) prefetch_next(AT(z, i, q->own));
+    prefetch_next(AT_ROUTE(x, i)), prefetch_next(AT_ROUTE(dt, i));
+    if (p->z) prefetch_next(AT(z, i));
     if (!backward) {
-        prefetch_write(AT(y, i, q->own));
+        prefetch_write(AT(y, i));
         return;
     }
-    prefetch_next(AT(dy, i, q->own));
-    prefetch_write(AT(dx, i, q->of_x)), prefetch_write(AT(ddt, i, q->channel));
-    if (p->z) prefetch_write(AT(dz, i, q->own));
+    prefetch_next(AT(dy, i));
+    prefetch_write(GRADIENT(dx, p->dx_route, i)), prefetch_write(GRADIENT(ddt, p->ddt_route, i));
+    if (p->z) prefetch_write(GRADIENT(dz, 0, i));
 }
 
 /* Reads the tile's inputs; returns the largest |dt|. */
@@ -117,7 +120,7 @@ INLINE real read_inputs(const problem *p, const place *q, tile *t, int fast, int
     FOR_WIDE bias[w] = p->bias ? load(p->bias + q->channel + w * LANES, q->lanes[w]) : (vec){0};
     FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, q->lanes[w]) / READOUT : (vec){0};
     for (int i = 0; i < q->steps; ++i) {
-        const real *dt_row = AT(dt, i, q->channel), *x_row = AT(x, i, q->of_x);
+        const real *dt_row = AT_ROUTE(dt, i), *x_row = AT_ROUTE(x, i);
         FOR_WIDE {
             vec x = load(x_row + w * LANES, q->lanes[w]), slope = splat(1);
             vec dt = load(dt_row + w * LANES, q->lanes[w]) + bias[w];
