@@ -20,23 +20,32 @@ from .grid_mamba import GridMamba
 from .gru import Gru
 from .gss import Gss
 from .h3 import H3
+from .hgrn import Hgrn
 from .hgrn2 import Hgrn2
 from .hippo_memory import HippoMemory
+from .hyena import Hyena
 from .kda import Kda
+from .ldstack import LdStack
 from .liquid_s4 import LiquidS4
+from .long_conv import LongConv
 from .lru import Lru
 from .lssl import Lssl
 from .lstm import Lstm
 from .mamba import Mamba
 from .mamba2 import Mamba2
 from .mamba3 import Mamba3
+from .mamba_s4 import MambaS4
 from .retnet import RetNet
+from .rglru import RgLru
 from .rnn import Rnn
 from .routed_mamba import RoutedMamba
+from .rwkv4 import Rwkv4
 from .s4 import S4
 from .s4d import S4D
 from .s4nd import S4ND
 from .s5 import S5
+from .sgconv import SgConv
+from .tnn import Tnn
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
@@ -48,23 +57,32 @@ MIXERS: dict[str, type[Mixer]] = {
     "gru": Gru,
     "gss": Gss,
     "h3": H3,
+    "hgrn": Hgrn,
     "hgrn2": Hgrn2,
     "hippo": HippoMemory,
+    "hyena": Hyena,
     "kda": Kda,
+    "ldstack": LdStack,
     "liquid_s4": LiquidS4,
+    "long_conv": LongConv,
     "lru": Lru,
     "lssl": Lssl,
     "lstm": Lstm,
     "mamba": Mamba,
     "mamba2": Mamba2,
     "mamba3": Mamba3,
+    "mamba_s4": MambaS4,
     "retnet": RetNet,
+    "rglru": RgLru,
     "rnn": Rnn,
     "routed_mamba": RoutedMamba,
+    "rwkv4": Rwkv4,
     "s4": S4,
     "s4d": S4D,
     "s4nd": S4ND,
     "s5": S5,
+    "sgconv": SgConv,
+    "tnn": Tnn,
 }
 WRAPPERS: dict[str, type[Mixer]] = {"bidirectional": Bidirectional, "scan_order": ScanOrder}
 
