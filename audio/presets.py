@@ -102,6 +102,11 @@ def s4d_mamba() -> SaShiMiConfig:
     return _mamba(64, 8, (4, 4), ("s4d/mlp", "s4d/mlp", "mamba"), s4d=s4d, mlp=MLP)
 
 
+def mamba_s4_mamba() -> SaShiMiConfig:
+    """Mamba-S4 (Mamba's block without selection) in the outer tiers, Mamba in the centre; see appendix E.4 there."""
+    return _mamba(64, 8, (4, 4), ("mamba_s4", "mamba_s4", "mamba"))
+
+
 def s4d_attention() -> SaShiMiConfig:
     """S4D and MLP in the outer tiers, attention over 256 tokens (4,096 samples) and MLP in the centre."""
     s4d = {"d_state": 64, "learn_input": True, "systems": 1}
@@ -131,6 +136,7 @@ PRESETS: dict[str, Callable[[], SaShiMiConfig]] = {
     "mamba_sc09_large": mamba_sc09_large,
     "mamba_youtubemix": mamba_youtubemix,
     "s4d_mamba": s4d_mamba,
+    "mamba_s4_mamba": mamba_s4_mamba,
     "s4d_attention": s4d_attention,
     "fsdd_small": fsdd_small,
 }

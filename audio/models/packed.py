@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 import torch
 from ssm_kernels import native_build
 from ssm_kernels.step_network.native import Network, Streams, lanes
-from ssm_kernels.step_network.pack import Builder, Weights
+from ssm_kernels.step_network.pack import ACTIVATIONS, Activation, Builder, Weights
 from torch import Tensor
 
 from ssmcore.blocks import LayerNorm, Residual, ScalarNorm
 from ssmcore.channels.mlp import Mlp
-from ssmcore.discretization import discretize_diagonal
+from ssmcore.discretization import Rule, discretize_diagonal
 from ssmcore.mixer import Mixer
 from ssmcore.mixers.mamba import Mamba
+from ssmcore.mixers.mamba_s4 import MambaS4
 from ssmcore.mixers.s4 import S4
 from ssmcore.mixers.s4d import S4D
 from ssmcore.stack import Stack
@@ -39,12 +40,15 @@ def _core_coefficients(b: Builder, *numbers: Tensor) -> Tensor:
     return b.blocks(planes.flatten(1)).contiguous()
 
 
-def _pack_s4d(b: Builder, mixer: S4D, x: int, room: "Room", path: Sequence[str]) -> None:
+def _pack_diagonal(
+    b: Builder, mixer: S4D | MambaS4, source: int, to: int, path: Sequence[str], rule: Rule, activation: Activation
+) -> None:
+    """A diagonal core from `source` to `to`."""
     A, B, C, dt = (t.detach().to(torch.promote_types(t.dtype, torch.float64)) for t in mixer.continuous())
-    decay, weight = discretize_diagonal(A, B, dt[:, None], mixer.config.rule)
-    both = 2 if mixer.complex_pairs else 1
+    decay, weight = discretize_diagonal(A, B, dt[:, None], rule)
+    both = 2 if A.is_complex() else 1
     decay, weight, C = (t.to(torch.complex128) for t in (decay, weight, C))
-    _check_drive(weight, "S4D")
+    _check_drive(weight, type(mixer).__name__)
     d, m = decay.shape
     state = b.remember(b.whole(d) * m * 2)
     places = b.block_places(state, d, 2 * m).unflatten(1, (m, 2))
@@ -53,7 +57,14 @@ def _pack_s4d(b: Builder, mixer: S4D, x: int, room: "Room", path: Sequence[str])
     else:
         b.slot([*path, "ssm"], places[..., 0], weight.real.float())
     w = _core_coefficients(b, decay, both * (C * weight).conj())
-    b.emit("diagonal", n=d, k=m, from_=room.u, to=room.y, state=state, w=w, bias=b.pad(mixer.D))
+    b.emit(
+        "diagonal", n=d, k=m, from_=source, to=to, state=state, w=w, bias=b.pad(mixer.D),
+        activation=ACTIVATIONS.index(activation),
+    )  # fmt: skip
+
+
+def _pack_s4d(b: Builder, mixer: S4D, x: int, room: "Room", path: Sequence[str]) -> None:
+    _pack_diagonal(b, mixer, room.u, room.y, path, mixer.config.rule, "gelu")
     gated = mixer.config.out == "glu"
     b.linear(mixer.out_proj.weight, mixer.out_proj.bias, room.y, x, "glu_added" if gated else "added")
 
@@ -109,12 +120,29 @@ def _pack_mamba(b: Builder, mixer: Mamba, x: int, room: "Room", path: Sequence[s
     b.linear(mixer.out_proj.weight, mixer.out_proj.bias, y, x, "added")
 
 
+def _pack_mamba_s4(b: Builder, mixer: MambaS4, x: int, room: "Room", path: Sequence[str]) -> None:
+    d, rows = mixer.d_inner, mixer.in_proj.weight
+    u, z, y = room.wide[:3]
+    b.linear(rows[:d], None, room.u, u)
+    b.linear(rows[d:], None, room.u, z)
+    b.conv(mixer.conv1d.weight[:, 0], mixer.conv1d.bias, u, [*path, "conv"])
+    _pack_diagonal(b, mixer, u, y, path, "zoh", "none")
+    b.emit("gate", n=d, from_=z, to=y)
+    b.linear(mixer.out_proj.weight, None, y, x, "added")
+
+
 def _pack_mlp(b: Builder, mixer: Mlp, x: int, room: "Room", path: Sequence[str]) -> None:
     b.linear(mixer.in_proj.weight, mixer.in_proj.bias, room.u, room.wide[0], "gelu")
     b.linear(mixer.out_proj.weight, mixer.out_proj.bias, room.wide[0], x, "added")
 
 
-PACKERS: dict[type[Mixer], Callable] = {S4D: _pack_s4d, S4: _pack_s4, Mamba: _pack_mamba, Mlp: _pack_mlp}
+PACKERS: dict[type[Mixer], Callable] = {
+    S4D: _pack_s4d,
+    S4: _pack_s4,
+    Mamba: _pack_mamba,
+    MambaS4: _pack_mamba_s4,
+    Mlp: _pack_mlp,
+}
 
 
 class Room:
@@ -125,8 +153,10 @@ class Room:
         for module in tier.stage.mixers:
             if isinstance(module, Mlp):
                 widest.append(module.in_proj.out_features)
-            elif isinstance(module, Mamba):
-                widest += [module.d_inner, module.x_proj.out_features]
+            elif isinstance(module, Mamba | MambaS4):
+                widest.append(module.d_inner)
+            if isinstance(module, Mamba):
+                widest.append(module.x_proj.out_features)
         self.u, self.y = b.scratch(tier.width), b.scratch(tier.width)
         self.wide = [b.scratch(max(widest)) for _ in range(4)]
 

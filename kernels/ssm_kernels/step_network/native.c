@@ -12,7 +12,7 @@
  */
 #include "../native_common.h"
 
-enum { EMBED, NORM, LINEAR, S4D, S4, CONV, SCAN, SCAN_PAIRS, ADD, COPY, POOL, RECALL, END };
+enum { EMBED, NORM, LINEAR, S4D, S4, CONV, SCAN, SCAN_PAIRS, ADD, COPY, GATE, POOL, RECALL, END };
 enum { FLOAT32, BFLOAT16, INT8 };
 enum { NONE, GELU, GLU, ADDED, GLU_ADDED };
 
@@ -179,7 +179,7 @@ static void layer_norm(const instruction *i, const float *x, float *y) {
     EACH(c, i->n) put(y + c, (get(x + c) - centre) * rate * get(w + c) + get(i->bias + c)); /* padding of w and bias: 0 */
 }
 
-/* h = a h + x, y = gelu(Re(C h) + D x); coefficients (block, k, 4, LANES), state (block, k, 2, LANES). */
+/* h = a h + x, y = Re(C h) + D x, with gelu where asked; coefficients (block, k, 4, LANES), state (block, k, 2, LANES). */
 static void diagonal(const instruction *i, const float *x, float *h, float *y) {
     const float *w = i->w;
     EACH(c, i->n) {
@@ -192,7 +192,7 @@ static void diagonal(const instruction *i, const float *x, float *h, float *y) {
             even += get(w + 2 * LANES) * nr;
             odd += get(w + 3 * LANES) * ni;
         }
-        put(y + c, gelu(even + odd));
+        put(y + c, i->activation == GELU ? gelu(even + odd) : even + odd);
     }
 }
 
@@ -288,6 +288,7 @@ static void interpret(const problem *p, float *arena, int64_t *registers, float 
         case SCAN: selective(i, from, scratch + i->jump, arena + i->state, to, scratch + i->other); break;
         case SCAN_PAIRS: selective_pairs(i, from, scratch + i->jump, arena + i->state, to, scratch + i->other); break;
         case ADD: EACH(c, i->n) put(to + c, get(to + c) + get(from + c)); break;
+        case GATE: EACH(c, i->n) put(to + c, get(to + c) * silu(get(from + c))); break;
         case COPY: memcpy(to, from, (size_t)WHOLE(i->n) * 4); break;
         case RECALL: EACH(c, i->n) put(to + c, get(to + c) + get(arena + i->state + c)); break;
         case POOL: { /* this token's share of the last whole group; the token joins the next; a whole group goes on */

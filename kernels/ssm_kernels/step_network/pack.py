@@ -21,7 +21,9 @@ Weights = Literal["float32", "bfloat16", "int8"]
 Activation = Literal["none", "gelu", "glu", "added", "glu_added"]
 """What follows a linear map; `added` adds to what is there already, the residual stream."""
 
-OPS: Final[Sequence[str]] = "embed norm linear diagonal low_rank conv scan scan_pairs add copy pool recall end".split()
+OPS: Final[Sequence[str]] = (
+    "embed norm linear diagonal low_rank conv scan scan_pairs add copy gate pool recall end".split()
+)
 FORMATS = get_args(Weights)
 ACTIVATIONS = get_args(Activation)
 LARGEST_BLOCK = 8
