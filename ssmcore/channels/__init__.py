@@ -5,6 +5,7 @@ from .einfft import EinFFT
 from .mlp import Geglu, Glu, Mlp
 from .moe import Moe
 from .monarch import MonarchMlp
+from .rwkv_channel_mix import RwkvChannelMix
 
 CHANNEL_MIXERS: dict[str, type[Mixer]] = {
     "mlp": Mlp,
@@ -13,4 +14,5 @@ CHANNEL_MIXERS: dict[str, type[Mixer]] = {
     "moe": Moe,
     "monarch": MonarchMlp,
     "einfft": EinFFT,
+    "rwkv_channel_mix": RwkvChannelMix,
 }

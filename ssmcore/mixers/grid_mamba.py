@@ -11,19 +11,17 @@ Code to paper: as in selective.py; b batch, l = i j tokens of a grid of i rows a
 Source: Liu et al. 2024, VMamba, sec. 4.2 and 4.3.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..array_types import Tokens
 from ..blocks import LayerNorm
 from ..mixer import Context, Mixer, ParamSpec
-from ..selective import Route, SelectiveScan
+from ..selective import Route, SelectiveScan, route_tables, scan_routes
 from ..state import State
 
 
@@ -101,21 +99,9 @@ class GridMamba(Mixer):
         u = self.in_proj(x)
         u, z = u.chunk(2, dim=-1) if self.config.gate else (u, None)
         u = F.silu(self.conv2d(u.unflatten(1, grid).permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
-        y = self.out_norm(self.scan_routes(u, grid)).to(u.dtype)
+        y = self.out_norm(self.along_routes(u, grid)).to(u.dtype)
         return self.out_proj(y if z is None else y * F.silu(z)), None
 
-    def scan_routes(self, u: Tokens, grid: tuple[int, int]) -> Tokens:
-        """The sum of the routes' outputs, shape of u, (b, l, d). Raises nothing.
-
-        Routes over the same order share its gathering and its scattering.
-        """
-        by_order: dict[str, list[tuple[Route, nn.Module]]] = {}
-        for route, scan in zip(self.routes, self.scans, strict=True):
-            by_order.setdefault(route.order, []).append((route, scan))
-        outputs = []
-        for routes in by_order.values():
-            first = routes[0][0]
-            v = first.gather(u, grid)
-            y = functools.reduce(torch.add, [scan(v, reverse=route.reverse) for route, scan in routes])
-            outputs.append(first.scatter(y, grid))
-        return functools.reduce(torch.add, outputs)
+    def along_routes(self, u: Tokens, grid: tuple[int, int]) -> Tokens:
+        """The sum of the routes' outputs, shape of u, (b, l, d). Raises nothing."""
+        return scan_routes(self.scans, u, route_tables(u, self.routes, grid))

@@ -19,8 +19,8 @@ from .matrix_memory import MatrixMemory, MatrixMemoryConfig, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hgrn2Config(MatrixMemoryConfig):
-    """Options of HGRN2."""
+class DepthConfig:
+    """Options of a forget gate whose lower bound rises with depth."""
 
     lower_bound: float | None = None
     """gamma, the smallest forget gate, in [0, 1): the larger, the longer the layer remembers. None rises with depth."""
@@ -31,12 +31,17 @@ class Hgrn2Config(MatrixMemoryConfig):
 
     def __post_init__(self):
         if not 0 <= self.gamma < 1:
-            raise ValueError(f"Hgrn2Config: the lower bound is {self.gamma}, expected in [0, 1)")
+            raise ValueError(f"{type(self).__name__}: the lower bound is {self.gamma}, expected in [0, 1)")
 
     @property
     def gamma(self) -> float:
         """The lower bound that holds. No shapes, raises nothing."""
         return self.layer_index / self.num_layers if self.lower_bound is None else self.lower_bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hgrn2Config(MatrixMemoryConfig, DepthConfig):
+    """Options of HGRN2."""
 
 
 class Hgrn2(MatrixMemory):
