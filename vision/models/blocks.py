@@ -20,11 +20,11 @@ register_notrace_module(LayerNorm)
 
 @register_notrace_module
 class TokenBlock(Residual):
-    """A residual branch on a sequence, (b, l, d) to (b, l, d). Raises nothing."""
+    """A residual branch on a sequence, (b, l, d) to (b, l, d); its mixer is told the grid. Raises nothing."""
 
-    def forward(self, x: Tokens) -> Tokens:
-        """tokens + mixer(norm(tokens)), shape (b, l, d). Raises nothing."""
-        return super().forward(at_least_float32(x), None, Context())[0]
+    def forward(self, x: Tokens, h: int, w: int) -> Tokens:
+        """tokens + mixer(norm(tokens)), shape (b, l, d), of a grid of h x w patches. Raises nothing."""
+        return super().forward(at_least_float32(x), None, Context(shared={"grid": (h, w)}))[0]
 
 
 @register_notrace_module

@@ -7,7 +7,7 @@ from torch import nn
 
 from ssmcore.registry import resolve
 
-FAMILIES = ("plainmamba", "vim", "vmamba")
+FAMILIES = ("localmamba", "plainmamba", "vim", "vmamba")
 """The modules of this package that register models."""
 
 

@@ -19,15 +19,11 @@ import torch
 import torch.nn.functional as F
 from ssm_kernels.checks import check_choice
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssmcore import ScanOrder, build_mixer
-from ssmcore.array_types import Float
 from ssmcore.blocks import LayerNorm
 from ssmcore.channels.mlp import Mlp, MlpConfig
 from ssmcore.mixer import Mixer
@@ -35,8 +31,9 @@ from ssmcore.mixers import MixerSpec
 from ssmcore.mixers.grid_mamba import GridMamba, GridMambaConfig
 from ssmcore.wrappers import ScanOrderConfig
 
-from .blocks import Map, MapBlock, undecayed
+from .blocks import Map, MapBlock
 from .checkpoint import unwrap
+from .pyramid import Pyramid, Stage, init_linear
 
 Embedding = Literal["overlapping", "separate"]
 """overlapping: convolutions of side 3 and stride 2.  separate: patches of 4 x 4, then merging of 2 x 2 cells."""
@@ -74,26 +71,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(corners, -1)))
 
 
-class Stage(nn.Module):
-    """Halve the map (or not), then blocks, (b, h, w, d) to (b, h', w', d'). Raises nothing."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
-        super().__init__()
-        self.downsample, self.blocks = downsample, nn.ModuleList(blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Map) -> Map:
-        """Run the stage. Raises nothing."""
-        x = self.downsample(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
-
-
-class VMamba(nn.Module):
+class VMamba(Pyramid):
     """VMamba: images (b, in_chans, height, width) of any size to logits (b, num_classes).
 
     Args:
@@ -103,7 +81,7 @@ class VMamba(nn.Module):
         depths: Blocks of each stage.
         embed_dim: Channels of the first stage; each further one has twice as many.
         mixer: Options of `GridMamba`; or what `ssmcore.build_mixer` takes, which then runs along VMamba's four orders
-            if it is causal.
+            if it is causal; or a list of these, one for each block.
         mlp_ratio: Hidden channels of the MLP in multiples of the stage's; 0 for no MLP.
         embedding: How patches are cut and merged.
         drop_rate: Dropout before the head.
@@ -114,8 +92,6 @@ class VMamba(nn.Module):
         ValueError: The embedding or the mixer is unknown.
     """
 
-    output_fmt = "NHWC"
-
     def __init__(
         self,
         in_chans: int = 3,
@@ -123,7 +99,7 @@ class VMamba(nn.Module):
         global_pool: str = "avg",
         depths: Sequence[int] = (2, 2, 8, 2),
         embed_dim: int = 96,
-        mixer: GridMambaConfig | MixerSpec | None = None,
+        mixer: GridMambaConfig | MixerSpec | Sequence[MixerSpec] | None = None,
         mlp_ratio: float = 4.0,
         embedding: Embedding = "overlapping",
         drop_rate: float = 0.0,
@@ -131,131 +107,31 @@ class VMamba(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
         check_choice("VMamba", "embedding", embedding, get_args(Embedding))
         dims = [embed_dim * 2**s for s in range(len(depths))]
-        self.num_classes, self.in_chans, self.embedding = num_classes, in_chans, embedding
-        self.num_features = self.head_hidden_size = dims[-1]
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        mixers = iter(mixer if isinstance(mixer, (list, tuple)) else [mixer] * sum(depths))
         with torch.device(device or torch.get_default_device()):
-            self.patch_embed = _patch_embed(embedding, in_chans, embed_dim)
             stages = []
             for s, (depth, d) in enumerate(zip(depths, dims, strict=True)):
-                blocks = [_block(d, mixer, mlp_ratio, next(rates)) for _ in range(depth)]
+                blocks = [_block(d, next(mixers), mlp_ratio, next(rates)) for _ in range(depth)]
                 stages.append(Stage(_downsample(embedding, d // 2) if s else nn.Identity(), blocks))
-            self.stages = nn.Sequential(*stages)
-            self.norm = LayerNorm(dims[-1])
-            self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
-        self.feature_info = [{"num_chs": d, "reduction": 4 * 2**s, "module": f"stages.{s}"} for s, d in enumerate(dims)]
-        self._init_weights()
-        self.to(device, dtype)
-
-    def _init_weights(self) -> None:
-        """Projections and MLPs; steps and poles have initialised themselves."""
+            super().__init__(
+                _patch_embed(embedding, in_chans, embed_dim),
+                stages,
+                dims,
+                LayerNorm(dims[-1]),
+                reductions=[4 * 2**s for s in range(len(dims))],
+                in_chans=in_chans,
+                num_classes=num_classes,
+                global_pool=global_pool,
+                drop_rate=drop_rate,
+            )
+        self.embedding = embedding
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and ".scans." not in name:
-                _init_linear(module)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters without weight decay. No shapes, raises nothing."""
-        return undecayed(self)
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to which layer, for layer-wise learning rates. No shapes, raises nothing."""
-        fine = [
-            (r"^stages\.(\d+)\.downsample", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^norm", (99999,)),
-        ]
-        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else fine}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the maps between blocks for the backward pass. No shapes, raises nothing."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The last map of the head, (b, d) to (b, num_classes). Raises nothing."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new head in place: classes (0 for none), and how to pool. No shapes, raises as timm's head does."""
-        self.num_classes, like = num_classes, next(self.patch_embed.parameters())
-        self.head.reset(num_classes, global_pool)
-        self.head.to(like.device, like.dtype)
-        if num_classes > 0:
-            _init_linear(self.head.fc)
-
-    def forward_features(self, x: Float[Tensor, "b c height width"]) -> Map:
-        """The map after the last norm, shape (b, h, w, d). Raises RuntimeError for an image below one patch."""
-        return self.norm(self.stages(self.patch_embed(x.permute(0, 2, 3, 1))))
-
-    def forward_head(self, x: Map, pre_logits: bool = False) -> Tensor:
-        """Pool and classify a map: logits (b, num_classes), or with pre_logits what is classified. Raises nothing."""
-        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
-
-    def forward(self, x: Float[Tensor, "b c height width"]) -> Tensor:
-        """Logits (b, num_classes) of images. Raises RuntimeError for an image below one patch."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Float[Tensor, "b c height width"],
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """The maps after some stages, as timm's models give them.
-
-        Args:
-            x: Images.
-            indices: Which stages: the last n, a list, or None for all.
-            norm: Apply the last norm to the last stage's map.
-            stop_early: Do not run the stages after the last one wanted.
-            output_fmt: "NCHW" or "NHWC".
-            intermediates_only: Leave out the final map.
-        Returns:
-            The final map, shape (b, h, w, d), and the list; or the list alone.
-        Raises:
-            ValueError: output_fmt is unknown.
-        """
-        check_choice("VMamba", "output_fmt", output_fmt, ("NCHW", "NHWC"))
-        wanted, last = feature_take_indices(len(self.stages), indices)
-        x = self.patch_embed(x.permute(0, 2, 3, 1))
-        maps = []
-        for s, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
-            if s in wanted:
-                maps.append(self.norm(x) if norm and s == len(self.stages) - 1 else x)
-        if output_fmt == "NCHW":
-            maps = [y.permute(0, 3, 1, 2).contiguous() for y in maps]
-        if intermediates_only:
-            return maps
-        return (self.norm(x) if x.shape[-1] == self.num_features else x), maps
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the wanted stages do not need; returns their indices. No shapes, raises nothing."""
-        wanted, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return wanted
-
-
-def _init_linear(module: nn.Linear) -> None:
-    trunc_normal_(module.weight, std=0.02)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+                init_linear(module)  # steps and poles have initialised themselves
+        self.to(device, dtype)
 
 
 def _patch_embed(embedding: Embedding, in_chans: int, d: int) -> nn.Sequential:

@@ -13,7 +13,15 @@ from torchvision.models.feature_extraction import create_feature_extractor as ex
 import vision
 
 NAMES = vision.list_models()
-QUICK = {"vim_tiny_patch16_224", "vmamba_tiny_s1l8", "vmamba_tiny_v0", "plainmamba_l1"}
+QUICK = {
+    "vim_tiny_patch16_224",
+    "vmamba_tiny_s1l8",
+    "vmamba_tiny_v0",
+    "plainmamba_l1",
+    "localvim_tiny",
+    "localvim_tiny_midcls",
+    "localvmamba_tiny",
+}
 """One size of each architecture; the others are slow only because they are larger."""
 EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 SMALL = 64

@@ -8,7 +8,8 @@ import torch
 
 import vision
 from ssmcore import create_mixer
-from vision.models.vim import Vim, checkpoint_filter_fn, join_middle, resample_positions, split_middle
+from vision.models.tokens import join_middle, resample_positions, split_middle
+from vision.models.vim import Vim, checkpoint_filter_fn
 
 COUNTS = {  # millions, to the digit that is printed in the reference table
     "vim_tiny_patch16_224": 7.148,
@@ -152,7 +153,7 @@ def test_the_class_token_is_in_the_middle():
     model, x = Vim(img_size=12, **SIZE).eval(), torch.randn(2, 3, 12, 12)
     with torch.no_grad():
         patches = model.patch_embed(x).flatten(1, 2)
-        tokens = model._embed(x)
+        tokens = model._embed(model.patch_embed(x))
         torch.testing.assert_close(tokens[:, 4], (model.cls_token + model.pos_embed[:, 4])[0].expand(2, -1))
         torch.testing.assert_close(tokens[:, 5:], patches[:, 4:] + model.pos_embed[:, 5:])
         model.head = torch.nn.Identity()
@@ -184,7 +185,7 @@ def test_positions_are_resampled_around_the_class_token(old, new):
 def test_unchanged_grids_keep_their_positions():
     positions = torch.randn(1, 13, 4)
     assert resample_positions(positions, (3, 4), (3, 4)) is positions
-    with pytest.raises(ValueError, match="3 \\* 3 \\+ 1"):
+    with pytest.raises(ValueError, match="3 \\* 3 tokens"):
         resample_positions(positions, (3, 3), (3, 4))
 
 
@@ -233,7 +234,7 @@ def test_a_function_may_make_the_mixer():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="global_pool is 'max'"):
+    with pytest.raises(ValueError, match="global_pool='max'"):
         Vim(global_pool="max", **SIZE)
     with pytest.raises(ValueError, match="are no grid"):
         Vim(mixer="scan_order", **SIZE)
