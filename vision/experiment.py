@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
+import yaml
 
 from ssmcore.engine import RunSettings, cli, fit, make_run_dir
 from ssmcore.engine.folder import is_first_process
@@ -39,7 +39,7 @@ class Experiment:
         num_classes = len(classes) if config.num_classes is None else config.num_classes
         if num_classes < len(classes):
             raise DataError(f"--num-classes {num_classes}: the data have {len(classes)} classes")
-        pl.seed_everything(config.seed, verbose=False)  # the weights
+        torch.manual_seed(config.seed)  # the weights
         model, kwargs = build(config, num_classes, config.img_size, new_head=True)
         self.preparation = prepare_for(model, config, config.in_chans)
         if config.img_size is not None:
@@ -108,8 +108,11 @@ class Experiment:
         saved = replace(self.config, resume=None)
         if self.config.resume:
             run_dir = Path(self.config.resume)
+            before = yaml.safe_load((run_dir / cli.CONFIG_FILE).read_text()).get("workers", 0)
+            if before != self.config.workers:
+                raise DataError(f"--workers {self.config.workers}: this run goes on exactly with its {before} alone")
             if is_first_process():
-                (run_dir / "config.yaml").write_text(cli.dump(saved))
+                (run_dir / cli.CONFIG_FILE).write_text(cli.dump(saved))
             return run_dir
         stem = Path(self.config.data_dir).resolve().name.split(".")[0] or "images"
         return make_run_dir(self.config.output, self.config.experiment or f"{stem}-{self.config.model}", saved)

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from ssmcore.engine import (  # noqa: E402
     Interrupted,
     NonFiniteError,
     RunSettings,
+    cli,
     cosine_schedule,
     fit,
     load_weights,
     make_loader,
     make_optimizer,
+    make_run_dir,
     parameter_groups,
 )
 
@@ -167,6 +170,53 @@ def test_sampler_order_depends_on_seed_and_epoch_only():
     assert sorted(a) == list(range(10))
     assert a.order(4) != a.order(5)
     assert EpochSampler(10, 4).order(4) != a.order(4)
+
+
+def test_keys_name_the_index_and_a_draw_that_no_other_epoch_has():
+    sampler = EpochSampler(10, 3, keyed=True, repeats=2)
+    seen = set()
+    for epoch in range(3):
+        keys = sampler.order(epoch)
+        assert len(keys) == 10
+        plain = EpochSampler(10, 3).order(epoch)[:5]
+        assert [key % 10 for key in keys] == [index for index in plain for _ in range(2)]
+        assert not seen & set(keys)
+        seen |= set(keys)
+    assert len(seen) == 30
+
+
+def test_only_the_first_process_makes_a_run_folder(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Config:
+        lr: float = 0.1
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert make_run_dir(tmp_path, "run", Config()) == tmp_path / "run"
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert make_run_dir(tmp_path, "run", Config()) == tmp_path / "run"
+    assert make_run_dir(tmp_path, "run", Config()) == tmp_path / "run-2"
+
+
+def test_flags_of_inherited_fields_switches_and_words(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Group:
+        amp: bool = False
+        """Narrow arithmetic."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Group):
+        files: tuple[str, ...] = ()
+        """Files."""
+        lr: float = 0.1
+        """Pace."""
+
+    assert cli.field_docs(Config) == {"amp": "Narrow arithmetic.", "files": "Files.", "lr": "Pace."}
+    parsed = cli.parse(Config, ["a", "b", "--amp", "--lr", "2"], prog="p", positional="files")
+    assert parsed == Config(amp=True, files=("a", "b"), lr=2.0)
+    assert cli.parse(Config, ["--amp", "false", "--lr=3", "a"], prog="p", positional="files").amp is False
+    with pytest.raises(SystemExit):
+        cli.parse(Config, ["--amp"], prog="p", positional="files")
 
 
 def test_loader_refuses_nonsense():
