@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .series import ALIASES, period_freq
+from .series import period_freq
 
 Frame = pd.DataFrame | pd.Series | Mapping[Any, pd.DataFrame | pd.Series]
 
@@ -84,11 +84,17 @@ def regular_frame(frame: pd.DataFrame, freq: str | None, name: str) -> pd.DataFr
             dates = pd.DatetimeIndex(index)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: its index holds no dates; give a DatetimeIndex, or timestamp=") from None
+        if dates.has_duplicates:
+            raise ValueError(
+                f"{name}: the date {dates[dates.duplicated()][0]} is there twice; keep one row for each date"
+            )
         step = freq or getattr(dates, "freqstr", None) or _infer(dates.sort_values(), name)
         index = dates.tz_localize(None).to_period(period_freq(step))
     if index.has_duplicates:
         twice = index[index.duplicated()][0]
-        raise ValueError(f"{name}: {twice} is there twice at frequency {index.freqstr!r}; keep one row for each step")
+        raise ValueError(
+            f"{name}: two rows fall into {twice} at frequency {index.freqstr!r}; keep one row for each step"
+        )
     frame = frame.set_axis(index).sort_index()
     return frame.reindex(pd.period_range(frame.index[0], frame.index[-1], freq=index.freq))
 
@@ -108,14 +114,15 @@ def _items(data: Frame, item_id: str | None, timestamp: str | None) -> dict[Any,
 
 
 def _infer(dates: pd.DatetimeIndex, name: str) -> str:
-    """The step that most neighbours keep."""
+    """The step that most neighbours keep, gaps aside."""
     if len(dates) >= 3 and (whole := pd.infer_freq(dates)):
         return whole
+    if len(dates) > 1 and (dates.is_month_end.all() or dates.is_month_start.all()):
+        months = np.diff(dates.to_period("M").asi8)
+        for length, alias in ((12, "YE"), (3, "QE"), (1, "ME")):  # lengths in days would differ
+            if (months % length == 0).all():
+                return alias
     steps, counts = np.unique(np.diff(dates.to_numpy()), return_counts=True)
     if len(steps) and counts.max() > 0.5 * counts.sum():
         return pd.tseries.frequencies.to_offset(pd.Timedelta(steps[counts.argmax()])).freqstr
-    for alias in ALIASES:  # months and quarters with gaps: no two steps are alike
-        periods = dates.to_period(period_freq(alias))
-        if alias in ("ME", "QE", "YE") and not periods.has_duplicates and (np.diff(periods.asi8) == 1).mean() > 0.5:
-            return alias
     raise ValueError(f"{name}: no frequency fits most of its {len(dates)} dates; give freq=, such as 'h' or 'M'")

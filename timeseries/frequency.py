@@ -1,5 +1,6 @@
 """The step of a time axis and the seasonal periods that come with it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,7 +77,8 @@ def periods_of(freq: str) -> tuple[int, ...]:
     Raises:
         ValueError: pandas does not know it.
     """
-    offset = pd.tseries.frequencies.to_offset({"M": "ME", "Q": "QE", "Y": "YE"}.get(freq, freq))
+    # Periods say M, Q and Y where offsets say ME, QE and YE.
+    offset = pd.tseries.frequencies.to_offset(re.sub(r"^(\d*)([MQY])(?=-|$)", r"\1\2E", freq))
     name = offset.name.split("-")[0]
     if name == "W":
         return _fixed(offset.n * 7 * 86_400 * 10**9).periods

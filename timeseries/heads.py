@@ -46,6 +46,7 @@ OUTPUTS: dict[str, tuple[str, dict[str, Any], Support]] = {
     "truncated_normal": ("TruncatedNormalOutput", {}, "bounded"),
 }
 """Name -> class, its arguments, and what the distribution is about."""
+ABSOLUTE = ("binned_uniforms", "generalized_pareto", "spliced_binned_pareto")
 
 
 def describe_output(output: str | Output) -> dict[str, Any]:
@@ -91,12 +92,12 @@ class OutputHead(nn.Module):
         super().__init__()
         kind, _, self.support = OUTPUTS[name]
         self.width = width
-        self.output: Output = getattr(gluonts_distributions, kind)(**args)
+        self.output: Output = _buildable(getattr(gluonts_distributions, kind))(**args)
         self.proj = self.output.get_args_proj(width + 2 * (self.support != "real"))
         for linear in self.proj.proj if hasattr(self.proj, "proj") else []:
             nn.init.normal_(linear.weight, std=1e-2)
-            if name != "binned_uniforms":  # its probabilities are |bias|: all zero would be none
-                nn.init.zeros_(linear.bias)
+            # Some outputs take the absolute value for positive: there zero is outside the domain.
+            nn.init.constant_(linear.bias, 0.3 if name in ABSOLUTE else 0.0)
 
     @property
     def levels(self) -> tuple[float, ...] | None:
@@ -104,16 +105,22 @@ class OutputHead(nn.Module):
         quantiles = getattr(self.output, "quantiles", None)
         return None if quantiles is None else tuple(quantiles)
 
+    @property
+    def implicit(self) -> bool:
+        """Whether it gives one quantile, at a level drawn at random, at a time."""
+        return isinstance(self.output, gluonts_distributions.ImplicitQuantileNetworkOutput)
+
     def loss(self, window: Window, hidden: Hidden, future: Tensor) -> Tensor:
         """Mean loss of the output; future is (b, c, o, h), less the first value, NaN where missing."""
         present = ~future.isnan()
         inside = torch.where(present, future, window.base)
         target = self._to_target(inside, window, hidden).to(hidden.features.dtype)
         args, scale = self._args(window, hidden)
-        if scale is None:
-            losses = self.output.loss(target, args)
-        else:
-            losses = -self.output.distribution(args, scale=scale).log_prob(target)
+        if self.levels or self.implicit:
+            return _mean(self.output.loss(target, args), present)
+        distribution = self.output.distribution(args, scale=scale)
+        # Quantile splines have no density; their loss is the continuous ranked probability score.
+        losses = distribution.crps(target) if hasattr(distribution, "crps") else -distribution.log_prob(target)
         return _mean(losses, present)
 
     def log_prob(self, window: Window, hidden: Hidden, future: Tensor) -> Tensor:
@@ -122,7 +129,7 @@ class OutputHead(nn.Module):
         Raises:
             NotImplementedError: The output has no density (quantiles, implicit_quantile).
         """
-        if self.levels is not None or not hasattr(self.output, "distr_cls") or self.output.distr_cls is None:
+        if self.levels or self.implicit:
             raise NotImplementedError
         target = self._to_target(torch.where(future.isnan(), window.base, future), window, hidden)
         args, scale = self._args(window, hidden)
@@ -139,7 +146,7 @@ class OutputHead(nn.Module):
         if self.levels:
             values = args[0][0].movedim(-1, 0).sort(0).values
         else:
-            values = self.output.distribution(args, scale=scale).sample()
+            values = _draw(self.output.distribution(args, scale=scale))
         values = values.double()
         if self.support == "real":
             values = window.base + hidden.scale[..., None] * values
@@ -159,7 +166,8 @@ class OutputHead(nn.Module):
             features = torch.cat([features, forecast[..., None], forecast.abs().clamp_min(0.05).log()[..., None]], -1)
         if repeats is not None:
             features = features.expand(repeats, *features.shape)
-        args = tuple(arg.clone() for arg in self.proj(features))
+        args = self.proj(features)  # some outputs change their arguments in place
+        args = args.clone() if isinstance(args, Tensor) else tuple(arg.clone() for arg in args)
         scale = window.level.clamp_min(1e-6)[..., None].to(features.dtype) if self.support == "count" else None
         return args, None if scale is None else scale.expand(*features.shape[:-1])
 
@@ -177,6 +185,11 @@ class OutputHead(nn.Module):
         return values.clamp(1e-4, 1 - 1e-4)
 
 
+def _buildable(kind: type[Output]) -> type[Output]:
+    """GluonTS 0.17 hands three of its outputs themselves as the number `beta`; an object that has a value passes."""
+    return type(kind.__name__, (kind,), {"__float__": lambda self: 0.0})
+
+
 def make_head(description: dict[str, Any]) -> PointHead | OutputHead:
     """From what `describe_output` gave. No shapes.
 
@@ -184,6 +197,15 @@ def make_head(description: dict[str, Any]) -> PointHead | OutputHead:
         description: Name and arguments.
     """
     return PointHead() if description["name"] == "conformal" else OutputHead(**description)
+
+
+def _draw(distribution: torch.distributions.Distribution) -> Tensor:
+    """One sample of each; by the quantile function where there is no other way."""
+    try:
+        return distribution.sample()
+    except NotImplementedError:
+        like = distribution.batch_shape
+        return distribution.icdf(torch.rand(like[:-1] if like[-1] == 1 else like))
 
 
 def _mean(losses: Tensor, present: Tensor) -> Tensor:

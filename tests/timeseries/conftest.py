@@ -64,3 +64,74 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def entries(n=3, length=160, channels=None, freq="h", seed=0, features=False, future=0):
+    """GluonTS data entries of unequal lengths: daily cycles on different levels, with noise."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(n):
+        t = np.arange(length + 10 * i)
+        dynamic = rng.normal(size=(2, len(t) + future))
+        x = 20 * (i + 1) + (i + 1) * (np.sin(2 * np.pi * t / 24 + i) + 0.2 * rng.normal(size=len(t)))
+        if features:
+            x = x + 2 * (i + 1) * dynamic[0, : len(t)]
+        if channels:
+            x = np.stack([x * (k + 1) for k in range(channels)])
+        entry = {
+            "start": pd.Period("2021-03-01", freq=freq),
+            "target": x,
+            "item_id": f"item {i}",
+            "info": {"place": i},
+            "an unknown field": object(),
+        }
+        if features:
+            entry |= {
+                "feat_dynamic_real": dynamic,
+                "past_feat_dynamic_real": rng.normal(size=(1, len(t))),
+                "feat_static_real": np.array([float(i), 1.0]),
+                "feat_static_cat": np.array([i, 0]),
+            }
+        made.append(entry)
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_entries():
+    """The function above."""
+    return entries
+
+
+def cut_target(made, steps):
+    """The same entries without their last steps; covariates stay."""
+    return [{**entry, "target": np.asarray(entry["target"])[..., : -steps or None]} for entry in made]
+
+
+@pytest.fixture(scope="session")
+def cut_entries():
+    """The function above."""
+    return cut_target
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Options that make any estimator quick: `small(kind, **more)` gives an untrained estimator."""
+    from timeseries import estimator
+    from timeseries.config import FitConfig, LinearSSMConfig, PatchConfig, StreamConfig
+
+    linear = LinearSSMConfig(time_constants=(2.0, 24.0), daily_harmonics=2, weekly_harmonics=0)
+    stream = StreamConfig(d_model=4, num_layers=1, origins=4, dropout=0.0)
+    patch = PatchConfig(d_model=4, num_layers=1, d_state=4, patch_length=8, stride=8, dropout=0.0)
+    fit = FitConfig(epochs=1, steps_per_epoch=2, batch_size=4, accelerator="cpu", memory=40)
+    kinds = {
+        "linear": (estimator.LinearSSMEstimator, {}),
+        "s4d": (estimator.S4DForecaster, {"mixer": {"name": "s4d", "d_state": 4}, "stack": stream}),
+        "mamba": (estimator.MambaForecaster, {"mixer": {"name": "mamba", "d_state": 4}, "stack": stream}),
+        "patch": (estimator.MambaForecaster, {"mixer": "mamba", "stack": patch, "context_length": 24}),
+    }
+
+    def make(kind, prediction_length=6, **more):
+        build, options = kinds[kind]
+        return build(prediction_length, **{"linear": linear, "fit": fit, **options, **more})
+
+    return make

@@ -1,6 +1,6 @@
 """LinearSSM as the base of every forecaster: it follows any unit, any level, and covariates known for the future.
 
-    s[t]  running scale: its square is (squared deviations so far + (r a)**2 / n) / n, a = mean |x| so far, r fitted
+    s[t]  running scale: its square is (squared deviations so far + (r a)**2 / 4**(n-1)) / n, a = mean |x|, r fitted
     x'[t] = x[t] - s[t] B u[t]                                      the effect of the covariates u taken off
     y[t+1 .. t+H] = x'[t] + W f'[t] + s[t] b + s[t] B u[t+1 .. t+H]  f' the features of LinearSSM on x'
 
@@ -126,8 +126,8 @@ class LinearBase(nn.Module):
         some = count.clamp_min(1)
         level = sizes / some
         spread = (squares - total.square() / some).clamp_min(0)
-        # One remembered deviation stands in until the series shows its own.
-        scale = ((spread + (self.ratio * level).square() / some) / some).sqrt()
+        # One remembered deviation stands in, and is soon forgotten, until the series shows its own.
+        scale = ((spread + (self.ratio * level).square() * torch.exp2(2 - 2 * some)) / some).sqrt()
         return torch.maximum(scale, SMALLEST * level).clamp_min(1e-30), level
 
 
