@@ -55,7 +55,8 @@ def _smallest(weights: scipy.sparse.csr_array, count: int) -> tuple[np.ndarray, 
     if n <= _DENSE:
         return scipy.linalg.eigh(np.diag((degree > 0).astype(float)) - scaled.toarray(), subset_by_index=[0, count - 1])
     start = np.cos(np.arange(n))  # a fixed one: the default is drawn at random
-    laplacian = scipy.sparse.diags_array((degree > 0).astype(float)) - scaled
-    values, vectors = scipy.sparse.linalg.eigsh(laplacian, k=count, which="SA", v0=start, tol=1e-6)
+    laplacian = (scipy.sparse.diags_array((degree > 0).astype(float)) - scaled).tocsc()
+    # Around a number just below zero: the inverse is definite, and the smallest eigenvalues stand out.
+    values, vectors = scipy.sparse.linalg.eigsh(laplacian, k=count, sigma=-1e-2, v0=start)
     order = values.argsort()
     return values[order], vectors[:, order]

@@ -33,6 +33,11 @@ class AttentionBlock(nn.Module):
         self.takes_edges = local == "gine"
         self.conv = GPSConv(channels, conv, heads, dropout, **norms)
 
+    def reset_parameters(self):
+        r"""Resets all learnable parameters of the module; GPSConv by itself forgets one of attention's maps."""
+        self.conv.reset_parameters()
+        self.conv.attn.out_proj.reset_parameters()
+
     def forward(self, x: Float[Tensor, "n d"], edge: Tensor | None, topology: Topology) -> tuple[Tensor, Tensor | None]:
         """Nodes (n, d) and edges (e, d) or None."""
         order, back = sorted_by_graph(topology)
