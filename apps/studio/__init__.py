@@ -1,0 +1,1 @@
+"""The studio: audio models played in the browser while they make the sound."""
