@@ -62,7 +62,7 @@ class Preparation:
             ratio=options.ratio,
             hflip=options.hflip,
             vflip=options.vflip,
-            color_jitter=options.color_jitter,
+            color_jitter=options.color_jitter or None,
             auto_augment=options.aa,
             interpolation=interpolation or self.interpolation,
             mean=self.mean,

@@ -20,7 +20,7 @@ class Explained:
     influence: np.ndarray
     """Signed influence on the likeliest class, any shape (i, j)."""
     field: np.ndarray
-    """Effective receptive field, in [0, 1], shape (height, width)."""
+    """Effective receptive field, largest 1, any shape (i, j)."""
     answers: Sequence[tuple[str, float]]
     """Classes with their probabilities, the likeliest first."""
     title: str
@@ -41,7 +41,7 @@ def plot_explained(path: str | Path, rows: Sequence[Explained]) -> None:
         frame = (-0.5, width - 0.5, height - 0.5, -0.5)
         image.imshow(row.pixels)
         image.set_title(row.title, fontsize=9)
-        overlay.imshow(row.pixels.mean(-1), cmap="gray", vmin=0, vmax=1, extent=frame)
+        overlay.imshow(0.55 + 0.4 * row.pixels.mean(-1), cmap="gray", vmin=0, vmax=1, extent=frame)  # pale
         most = float(np.abs(row.influence).max()) or 1.0
         strength = np.abs(row.influence) / most
         overlay.imshow(

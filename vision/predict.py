@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .plots import Explained
 
 PROG = "python -m vision.predict"
-MOST_DRAWN = 12
+MOST_DRAWN, NOISY = 12, 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,6 +121,8 @@ def explain(classifier: "Classifier", image, config: PredictConfig, title: str) 
     Returns:
         What `plots.plot_explained` draws.
     """
+    import torch
+
     from .influence import cells, influence, receptive_field
     from .plots import Explained
 
@@ -129,10 +131,12 @@ def explain(classifier: "Classifier", image, config: PredictConfig, title: str) 
     answers = [(classifier.classes[i], p) for i, p in zip(order.tolist(), shares.tolist(), strict=True)]
     mean, std = (tensor.new_tensor(v).view(-1, 1, 1) for v in (prepared.mean, prepared.std))
     pixels = (tensor[0] * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
+    noise = torch.randn(NOISY, *tensor.shape[1:], generator=torch.Generator().manual_seed(0))
+    field = cells(receptive_field(classifier.model, tensor + 0.3 * noise))  # one image alone is too noisy to look at
     return Explained(
         pixels=pixels.numpy(),
         influence=cells(influence(classifier.model, tensor, int(order[0]), config.steps)).numpy(),
-        field=receptive_field(classifier.model, tensor).numpy(),
+        field=(field / field.max()).numpy(),
         answers=answers,
         title=title,
     )
