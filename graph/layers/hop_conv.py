@@ -123,8 +123,8 @@ class HopConv(nn.Module):
             u = z.to(torch.promote_types(D.dtype, torch.float32))
             B, C = self.core.maps()
             _, gamma = self.core.modes(None)
-            powers = (distance[:, None] * self.core.exponents()).exp() * gamma
-            driven = powers * torch.complex(u @ B.real.T, u @ B.imag.T)
+            powers = (torch.arange(self.hops, device=z.device)[:, None] * self.core.exponents()).exp() * gamma
+            driven = powers.index_select(0, distance) * torch.complex(u @ B.real.T, u @ B.imag.T)
             h = driven.new_zeros(num_nodes, driven.shape[1]).index_add(0, node, driven)
             own = u.index_select(0, (distance == 0).nonzero()[:, 0])  # sorted by node: one each
             y = h.real @ C.real.T - h.imag @ C.imag.T + D * own
