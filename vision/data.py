@@ -204,13 +204,14 @@ def seeded(number: int) -> Iterator[None]:
         torch.set_rng_state(saved[2])
 
 
-def train_loader(config: TrainConfig, source: Source, preparation: Preparation) -> Any:
+def train_loader(config: TrainConfig, source: Source, preparation: Preparation, ranks: int = 1) -> Any:
     """Augmented, shuffled batches, all of them full; going on exactly where it stopped.
 
     Args:
         config: Augmentation, batch size, workers, seed.
         source: The images.
         preparation: Of the model.
+        ranks: Devices that share the images.
     Raises:
         DataError: The augmentation cannot be made.
     """
@@ -218,7 +219,7 @@ def train_loader(config: TrainConfig, source: Source, preparation: Preparation) 
         transform = preparation.augmentation(config, config.interpolation)
     except (AssertionError, KeyError, ValueError) as error:
         raise DataError(f"--aa {config.aa} or another augmentation cannot be made: {error!r}") from None
-    full = len(source) // config.batch_size
+    full = len(source) // (config.batch_size * ranks)
     return make_loader(
         LabelledImages(source, transform, preparation.in_chans, seed=config.seed << 40),
         config.batch_size,

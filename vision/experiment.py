@@ -66,10 +66,10 @@ class Experiment:
             DataError: An image cannot be read, or the optimiser cannot be made.
         """
         config, model = self.config, self.classifier.model
-        train = train_loader(config, self.sources["train"], self.preparation)
+        ranks = config.num_nodes * _devices(config)
+        train = train_loader(config, self.sources["train"], self.preparation, ranks)
         validation = score_loader(config, self.sources["val"], self.scored)
         updates = -(-len(train) // config.grad_accum_steps)
-        ranks = config.num_nodes * (config.devices if isinstance(config.devices, int) else 1)
         batch = config.batch_size * config.grad_accum_steps * ranks
         self.task = ClassifyTask(model, config, len(self.classifier.classes), updates, batch)
         self._say(len(train))
@@ -140,6 +140,13 @@ class Experiment:
             f"{batches} batches of {config.batch_size} an epoch, peak learning rate {self.task.lr:.2g}",
             flush=True,
         )
+
+
+def _devices(config: TrainConfig) -> int:
+    """Devices on each machine, as Lightning will count them."""
+    if isinstance(config.devices, int):
+        return config.devices
+    return 1 if config.accelerator == "cpu" else max(1, torch.cuda.device_count())
 
 
 def _freeze(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:

@@ -58,7 +58,7 @@ class ClassifyTask(pl.LightningModule):
         images, labels = self._readable(batch)
         targets, loss = labels, self.plain_loss
         off = self.config.mixup_off_epoch
-        if self.mixing is not None and not (off and self.current_epoch >= off):
+        if self.mixing is not None and len(images) > 1 and not (off and self.current_epoch >= off):
             even = len(images) // 2 * 2  # timm mixes in pairs
             images, targets = self.mixing(images[:even], labels[:even])
             loss = self.loss

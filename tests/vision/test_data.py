@@ -77,6 +77,8 @@ def test_repeated_augmentation_shows_fewer_images_more_often(images):
 def test_every_batch_of_training_is_full(images):
     assert {len(labels) for _, labels in epochs(images, 1, batch_size=10)} == {20}
     assert len(epochs(images, 1, batch_size=100)[0][1]) == 24
+    chosen = config(images, batch_size=5)
+    assert len(train_loader(chosen, open_source(chosen, "train"), SMALL, ranks=2)) == 2  # 2 devices x 2 x 5 of 24
 
 
 def test_the_strongest_posterisation_keeps_an_image():

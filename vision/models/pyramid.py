@@ -52,6 +52,7 @@ class Pyramid(nn.Module):
         num_classes: Classes; 0 for none, which makes the pooled features the output.
         global_pool: As timm's heads take it: "avg", "max", ... or "" for the map itself.
         drop_rate: Dropout before the head.
+        head: Another head than timm's, with its interface: `fc`, `reset` and `pre_logits`.
     """
 
     output_fmt = "NHWC"
@@ -68,12 +69,13 @@ class Pyramid(nn.Module):
         num_classes: int,
         global_pool: str,
         drop_rate: float,
+        head: nn.Module | None = None,
     ):
         super().__init__()
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = dims[-1]
         self.patch_embed, self.stages, self.norm = patch_embed, nn.Sequential(*stages), norm
-        self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
+        self.head = head or ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
         levels = zip(dims, reductions, strict=True)
         self.feature_info = [{"num_chs": d, "reduction": r, "module": f"stages.{s}"} for s, (d, r) in enumerate(levels)]
 
