@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from . import graphs, hugging_face, scan
+from . import audio, graphs, hugging_face, scan
 
-COMMANDS = {"scan": scan, "transformers": hugging_face, "graph": graphs}
+COMMANDS = {"scan": scan, "audio": audio, "transformers": hugging_face, "graph": graphs}
 
 
 def main(words: list[str] | None = None) -> int:

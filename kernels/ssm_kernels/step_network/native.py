@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import native_build
 from ..native_call import INTEGER, POINTER, structure
-from .pack import OPS, Builder, Slot
+from .pack import OPS, Builder, Slot, line
 from .reference import Draw
 
 Problem = structure(
@@ -69,7 +69,7 @@ class Network:
         self.slots = builder.slots
         self.bytes_of: dict[int, int] = {}
         for index, _, t in builder.tensors:
-            self.bytes_of[index] = self.bytes_of.get(index, 0) + t.numel() * t.element_size()
+            self.bytes_of[index] = self.bytes_of.get(index, 0) + line(t)
         self.sizes = {"levels": levels, "arena": builder.arena_size, "scratch": builder.scratch_size}
         self.sizes |= {"integers": builder.integers, "logits": logits}
 
@@ -140,17 +140,27 @@ class Network:
             value = torch.view_as_real(value.resolve_conj())
         streams.arenas[:, slot.place.flatten()] = value.reshape(len(value), -1).float()
 
-    def traffic(self) -> float:
-        """Bytes of weights and coefficients that one token reads on average: a pool's rest runs every k-th time."""
-        total, rate, ends = 0.0, 1.0, []
+    def regions(self) -> list[tuple[int, int, int]]:
+        """What a token reads of the weights: offset and bytes in the block, and how many tokens share one reading.
+
+        Of the embedding, one row.
+        """
+        found, periods, at = [], [(len(self.program), 1)], 0
         for index, i in enumerate(self.program):
-            while ends and ends[-1][0] <= index:
-                rate = ends.pop()[1]
-            total += rate * self.bytes_of.get(index, 0) * (1 if i.op else 1 / self.sizes["levels"])
+            while periods[-1][0] <= index and len(periods) > 1:
+                periods.pop()
+            size = self.bytes_of.get(index, 0)
+            if size:
+                read = size if i.op != OPS.index("embed") else size // self.sizes["levels"]
+                found.append((at, read, periods[-1][1]))
+                at += size
             if i.op == OPS.index("pool"):
-                ends.append((i.jump, rate))
-                rate /= i.k
-        return total
+                periods.append((i.jump, periods[-1][1] * i.k))
+        return found
+
+    def traffic(self) -> float:
+        """Bytes of weights and coefficients that a token reads, on average over the pools."""
+        return sum(size / period for _, size, period in self.regions())
 
 
 __all__ = ["Made", "Network", "Streams", "lanes", "library"]

@@ -1,0 +1,145 @@
+"""`python -m apps.bench audio`: raw audio sample by sample, natively and in PyTorch, on one core.
+
+Rows: eager is the PyTorch model's step; float32, bfloat16 and int8 are the native step loop by the format of its
+weights, drawing included; each floor reads the same weights in the same order and does nothing else. Weights are
+random: the speed does not depend on them. Times are of the process's CPU on one thread, so that a busy machine
+disturbs them less; the rows are measured in turns, and the median is given.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+from pathlib import Path
+
+from .timing import Neighbours, Protocol, interleave
+
+CASES = {
+    "full": ("sashimi_s4d", {}, "SaShiMi, 8 layers, D=64, S4D"),
+    "half": ("sashimi_s4d", {"layers": 4}, "SaShiMi, 4 layers, D=64, S4D"),
+    "s4": ("sashimi", {}, "SaShiMi, 8 layers, D=64, S4"),
+    "unet": ("sashimi_s4d_unet", {}, "SaShiMi U-Net, 8 layers, D=64, S4D"),
+    "mamba": ("mamba_sc09", {}, "Mamba U-Net, 8 blocks, D=64"),
+}
+FORMATS = ("float32", "bfloat16", "int8")
+RATE = 16_000
+TOKENS, EAGER_TOKENS = 1600, 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `audio`."""
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=["full", "half"], help="models to measure")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measuring time a row (default: 3)")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON to a file, or in place of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table, write the file."""
+    result = {"machine": machine(), "rows": []}
+    for name in args.case:
+        result["rows"] += measure(name, Protocol(budget=args.seconds))
+    result["machine"]["load_after"] = os.getloadavg()[0]
+    if args.json == "-":
+        print(json.dumps(result, indent=1))
+        return 0
+    print(as_text(result))
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def machine() -> dict:
+    """What ran this."""
+    from .scan import describe_machine
+
+    return {**describe_machine(), "threads": 1, "load_before": os.getloadavg()[0]}
+
+
+def measure(name: str, protocol: Protocol) -> list[dict]:
+    """The rows of a model, interleaved.
+
+    Args:
+        name: A key of CASES.
+        protocol: How long.
+    Returns:
+        model, row, seconds a sample (median), samples per second, times real time at 16 kHz, ratio to eager, bytes of
+        weights a sample, and what the floor allows.
+    """
+    import torch
+    from ssm_kernels.step_network.reference import Draw
+    from tqdm import tqdm
+
+    from audio import SaShiMi, preset
+    from audio.models.packed import Packed
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        model = SaShiMi(preset(CASES[name][0], **CASES[name][1])).eval()
+        packed = {weights: Packed(model, weights) for weights in FORMATS}
+        jobs = {"eager": _eager(model, torch)}
+        for weights, p in packed.items():
+            streams = p.streams(model.init_state(1), torch.tensor([model.config.levels // 2]))
+            jobs[weights] = lambda n=p.network, s=streams: n.run(s, TOKENS, seeds=[1], draw=Draw())
+            jobs[f"floor {weights}"] = _replay(p.network)
+        busy = Neighbours()
+        with tqdm(total=len(jobs), desc=name, disable=None, bar_format="{desc} {percentage:3.0f}%|{bar}|") as bar:
+            samples = interleave(jobs, protocol, lambda _, share: bar.update(share))
+    finally:
+        torch.set_num_threads(before)
+    seconds = {
+        row: statistics.median(s.cpu) / (EAGER_TOKENS if row == "eager" else TOKENS) for row, s in samples.items()
+    }
+    return [
+        {
+            "model": name, "row": row, "seconds_per_sample": seconds[row], "samples_per_second": 1 / seconds[row],
+            "times_real_time_16k": 1 / seconds[row] / RATE, "times_eager": seconds["eager"] / seconds[row],
+            "bytes_per_sample": None if row == "eager" else packed[row.split()[-1]].network.traffic(),
+            "times_floor": seconds[row] / seconds[f"floor {row}"] if row in packed else None,
+            "runs": len(samples[row].cpu), "cores_used_by_others": busy.cores(),
+        }
+        for row in samples
+    ]  # fmt: skip
+
+
+def _eager(model, torch):
+    state, token = model.init_state(1), torch.tensor([model.config.levels // 2])
+
+    @torch.inference_mode()
+    def steps():
+        left = state
+        for _ in range(EAGER_TOKENS):
+            _, left = model.step(token, left)
+
+    return steps
+
+
+def _replay(network):
+    """Read what TOKENS steps read."""
+    from ssm_kernels import native_build
+
+    lib = native_build.load(Path(__file__).with_name("cache.c"), (f"-I{native_build.COMMON.parent}",))
+    lib.cache_replay.restype = ctypes.c_double
+    lib.cache_replay.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    numbers = [n for region in network.regions() for n in region]
+    table = (ctypes.c_int64 * len(numbers))(*numbers)
+    return lambda: lib.cache_replay(network.weights.data_ptr(), table, len(numbers) // 3, TOKENS)
+
+
+def as_text(result: dict) -> str:
+    """The tables for a terminal."""
+    m, head = result["machine"], ("", "us a sample", "samples/s", "x 16 kHz", "x eager", "MB a sample", "x floor")
+    out = [f"{m['cpu']}, 1 of {m['cores']} cores, torch {m['versions']['torch']}, load {m['load_before']:.1f} before"]
+    for model in dict.fromkeys(row["model"] for row in result["rows"]):
+        out += ["", CASES[model][2], "  " + f"{head[0]:<16}" + "".join(f"{cell:>13}" for cell in head[1:])]
+        for row in (r for r in result["rows"] if r["model"] == model):
+            cells = (
+                f"{row['seconds_per_sample'] * 1e6:.1f}", f"{row['samples_per_second']:,.0f}",
+                f"{row['times_real_time_16k']:.2f}", f"{row['times_eager']:.0f}",
+                "" if row["bytes_per_sample"] is None else f"{row['bytes_per_sample'] / 1e6:.2f}",
+                "" if row["times_floor"] is None else f"{row['times_floor']:.1f}",
+            )  # fmt: skip
+            out.append(f"  {row['row']:<16}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(out)
