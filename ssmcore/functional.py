@@ -1,6 +1,6 @@
 """The public scan API: the operators of ssm_kernels, and what every mixer shares around them.
 
-    selective_scan, linear_recurrence, causal_conv1d, fft_conv, associative_scan: see their docstrings
+    selective_scan, routed_scan, linear_recurrence, causal_conv1d, fft_conv, associative_scan: see their docstrings
     Rows           `reset` and `mask` of a batch, as packed rows
     damped_modes   sum_n w_n e^{t u_n}, the kernel of a diagonal system
 
@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Shaped
-from ssm_kernels import associative_scan, causal_conv1d, chunked_scan, fft_conv, linear_recurrence, selective_scan
+from ssm_kernels import (
+    associative_scan,
+    causal_conv1d,
+    chunked_scan,
+    fft_conv,
+    linear_recurrence,
+    routed_scan,
+    selective_scan,
+)
 from torch import Tensor
 
 from . import state as states
@@ -29,6 +37,7 @@ __all__ = [
     "damped_modes",
     "fft_conv",
     "linear_recurrence",
+    "routed_scan",
     "selective_scan",
 ]
 

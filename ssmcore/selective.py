@@ -12,14 +12,15 @@ Source: Gu & Dao 2023, Mamba, sec. 3.2-3.6.
 """
 
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .array_types import Float, Order, SegmentBounds, Tokens
-from .functional import at_least_float32, selective_scan
+from .array_types import Float, Int, Order, SegmentBounds, Tokens
+from .functional import at_least_float32, routed_scan, selective_scan
 from .mixers.mamba import inverse_softplus, log_uniform
 from .orders import inverse, order
 
@@ -103,6 +104,34 @@ def _(like, name, h, w, back):
     return like.new_empty(h * w, dtype=torch.int64)
 
 
+@functools.lru_cache(maxsize=64)
+def _tables_of(names: str, h: int, w: int, device: torch.device) -> Order:
+    routes = map(Route.of, names.split(","))
+    orders = [(order(route.order, h, w), route.reverse) for route in routes]
+    return torch.stack([table.flip(0) if reverse else table for table, reverse in orders]).to(device)
+
+
+@torch.library.custom_op("ssmcore::route_tables", mutates_args=())
+def _route_tables(like: torch.Tensor, names: str, routes: int, h: int, w: int) -> torch.Tensor:
+    """As `_table`, of all routes, shape (k, l)."""
+    return _tables_of(names, h, w, like.device).clone()
+
+
+@_route_tables.register_fake
+def _(like, names, routes, h, w):
+    return like.new_empty(routes, h * w, dtype=torch.int64)
+
+
+def route_tables(like: Tokens, routes: Sequence[Route], grid: tuple[int, int]) -> Int[torch.Tensor, "k l"]:
+    """The token that each of k routes visits at each step, int64, shape (k, l), on the device of `like`, (b, l, d).
+
+    Raises:
+        ValueError: The grid has a side < 1.
+    """
+    names = ",".join(f"{route.order}{'_reversed' * route.reverse}" for route in routes)
+    return _route_tables(like, names, len(routes), *grid)
+
+
 class SelectiveScan(nn.Module):
     """The selective scan with its own projections and poles, (b, l, d) to (b, l, d). Raises nothing of its own."""
 
@@ -183,3 +212,36 @@ class SelectiveScan(nn.Module):
     ) -> Tokens:
         """Project u and scan it; arguments, result and errors as in `scan`."""
         return self.scan(u, *self.project(u), z=z, reverse=reverse, cu_seqlens=cu_seqlens)
+
+
+def scan_routes(scans: Iterable[nn.Module], u: Tokens, tables: Int[torch.Tensor, "k l"]) -> Tokens:
+    """The sum of k scans over the same tokens, each with weights and an order of its own, without permuted copies.
+
+    Args:
+        scans: One a route, all of the same sizes.
+        u: Tokens, shape (b, l, d).
+        tables: As `route_tables` makes them, shape (k, l).
+    Returns:
+        Shape and dtype of u.
+    Raises:
+        ValueError: A shape disagrees, or there are not as many scans as tables.
+    Source: Liu et al. 2024, VMamba, sec. 4.3.
+    """
+    own = [scan for scan in scans if isinstance(scan, SelectiveScan)]
+    rank, n = own[0].dt_rank, own[0].d_state
+    projected = F.linear(u, torch.cat([scan.x_proj.weight for scan in own])).unflatten(2, (len(own), -1))
+    low_rank, B, C = projected.movedim(2, 0).split([rank, n, n], dim=-1)
+    with torch.autocast(u.device.type, enabled=False):
+        weight = at_least_float32(torch.stack([scan.dt_proj.weight for scan in own]))
+        dt = torch.bmm(low_rank.to(weight.dtype).flatten(1, 2), weight.mT).unflatten(1, u.shape[:2])
+    return routed_scan(
+        u,
+        dt,
+        -at_least_float32(torch.stack([scan.A_log for scan in own])).exp(),
+        B,
+        C,
+        tables,
+        D=torch.stack([scan.D for scan in own]),
+        dt_bias=torch.stack([scan.dt_proj.bias for scan in own]),
+        dt_softplus=True,
+    )

@@ -5,7 +5,7 @@ import torch
 
 from ssmcore import create_mixer
 from ssmcore.orders import inverse, order
-from ssmcore.selective import Route, SelectiveScan, tables
+from ssmcore.selective import Route, SelectiveScan, route_tables, scan_routes, tables
 
 
 def test_it_is_the_inside_of_mamba():
@@ -70,3 +70,29 @@ def test_routes_export():
     program = torch.export.export(Along(), (x,))
     tables.cache_clear()
     torch.testing.assert_close(program.module()(x), x[:, order("window2", 3, 4)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scans_along_routes_are_scans_of_copies(dtype):
+    routes = [Route.of(name) for name in ("raster", "column_reversed", "snake", "raster_reversed")]
+    scans = torch.nn.ModuleList(SelectiveScan(6, dt_rank=2, d_state=3) for _ in routes).to(dtype)
+    u = torch.randn(2, 12, 6, dtype=dtype)
+    y = scan_routes(scans, u, route_tables(u, routes, (3, 4)))
+    want = sum(
+        route.scatter(scan(route.gather(u, (3, 4)), reverse=route.reverse).float(), (3, 4))
+        for route, scan in zip(routes, scans, strict=True)
+    )
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), want, **({} if dtype == torch.float32 else dict(rtol=2e-2, atol=2e-2)))
+
+
+def test_scans_along_routes_compile():
+    routes = [Route.of(name) for name in ("raster", "column_reversed")]
+    scans = torch.nn.ModuleList(SelectiveScan(6, dt_rank=2, d_state=3) for _ in routes)
+
+    def run(u, h, w):
+        return scan_routes(scans, u, route_tables(u, routes, (h, w)))
+
+    compiled, u = torch.compile(run, fullgraph=True, backend="aot_eager"), torch.randn(2, 12, 6)
+    torch.testing.assert_close(compiled(u, 3, 4), run(u, 3, 4))
+    torch.testing.assert_close(compiled(u, 2, 6), run(u, 2, 6))
