@@ -95,6 +95,8 @@ class DropPath(nn.Module):
 class Residual(nn.Module):
     """A mixer, its norms and its dropout on a residual stream, (b, l, d) to (b, l, d).
 
+    With `layer_scale` each channel of the branch is multiplied by a learned number that starts there.
+
     Raises:
         ValueError: norm or placement is unknown.
     """
@@ -107,6 +109,7 @@ class Residual(nn.Module):
         placement: Placement = "pre",
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        layer_scale: float | None = None,
     ):
         super().__init__()
         check_choice("Residual", "placement", placement, get_args(Placement))
@@ -117,6 +120,7 @@ class Residual(nn.Module):
         self.norm_out = make(mixer.d_model) if placement == "sandwich" else None
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((mixer.d_model,), layer_scale))
 
     def forward(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """Add the branch to the stream.
@@ -134,5 +138,7 @@ class Residual(nn.Module):
         y, state = self.mixer.mix(inside, state, ctx)
         if self.norm_out is not None:
             y = self.norm_out(y)
+        if self.gamma is not None:
+            y = y * self.gamma
         x = x + self.drop_path(self.dropout(y), ctx).to(x.dtype)
         return (self.norm(x).to(x.dtype) if self.placement == "post" else x), state

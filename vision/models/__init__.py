@@ -4,8 +4,18 @@ A family is one file: the model, its variants as timm entry points, and `checkpo
 authors published.
 """
 
-from . import localmamba, plainmamba, vim, vmamba
+from . import localmamba, mambavision, plainmamba, simba, vim, vmamba
 from .checkpoint import load_checkpoint
 from .factory import create_model, list_models
 
-__all__ = ["create_model", "list_models", "load_checkpoint", "localmamba", "plainmamba", "vim", "vmamba"]
+__all__ = [
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "localmamba",
+    "mambavision",
+    "plainmamba",
+    "simba",
+    "vim",
+    "vmamba",
+]

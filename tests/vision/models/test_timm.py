@@ -21,6 +21,9 @@ QUICK = {
     "localvim_tiny",
     "localvim_tiny_midcls",
     "localvmamba_tiny",
+    "mambavision_tiny",
+    "simba_small_einfft",
+    "simba_small_mlp",
 }
 """One size of each architecture; the others are slow only because they are larger."""
 EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
