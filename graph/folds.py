@@ -80,8 +80,9 @@ def choose_epoch(curves: list[list[float]]) -> Averaged:
     Raises:
         ValueError: There is no curve, or curves differ in length.
     """
-    table = np.array(curves, dtype=float)
-    if table.ndim != 2 or not table.size:
-        raise ValueError(f"choose_epoch: curves of {[len(c) for c in curves]} epochs, expected equal ones")
+    lengths = [len(c) for c in curves]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        raise ValueError(f"choose_epoch: curves of {lengths} epochs, expected equal ones")
+    table = np.array(curves)
     best = int(table.mean(0).argmax())
     return Averaged(best, table[:, best].tolist(), table[:, -1].tolist())

@@ -1,0 +1,150 @@
+"""python -m graph.reach --task khop_copy: how far each network carries a message; a table and a plot.
+
+Every network is trained from nothing at every distance, and scored on graphs that it has not seen. Networks that pass
+messages get one layer more than the distance, so that a message could arrive; the others have the layers of `--layers`.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .config import ModelConfig, ModelName, SyntheticConfig, TrainConfig
+
+PROG = "python -m graph.reach"
+PASSING = ("gcn", "gin", "gated_gcn", "gps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReachConfig:
+    """Train networks on a generated task at rising distances and compare their accuracy on unseen graphs."""
+
+    task: str = "khop_copy"
+    """khop_copy, ring_transfer or tree_neighbors_match."""
+    distances: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    """What `--synthetic.distance` of graph.train is set to."""
+    models: tuple[ModelName, ...] = ("gred", "gin", "gcn", "gps")
+    """Networks, by their names in graph.train."""
+    graphs: int = 1000
+    """Training graphs; validation and test get a quarter each."""
+    size: int = 30
+    """Nodes of a random graph."""
+    epochs: int = 8
+    """Passes over the training graphs."""
+    batch_size: int = 32
+    """Graphs a batch."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    hidden: int = 32
+    """Width of every network."""
+    layers: int = 2
+    """Layers of the networks that reach any distance in one."""
+    seed: int = 0
+    """Seed of everything."""
+    output: str = "runs/reach"
+    """Folder of the runs, of scores.csv and of reach.png; what is finished there is not done again."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, as `graph.train`."""
+    from ssmcore.engine import cli
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    config = cli.parse(ReachConfig, words, prog=PROG, usage="[--task NAME] [options]")
+
+    from ssmcore.engine import Interrupted
+
+    try:
+        scores = run(config)
+    except ValueError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"{stop}; the same command goes on", file=sys.stderr)
+        return 128 + stop.signum
+    print("".ljust(12) + "".join(f"{d:>8}" for d in config.distances))
+    for model, by_distance in scores.items():
+        print(model.ljust(12) + "".join(f"{by_distance[d]:8.3f}" for d in config.distances))
+    return 0
+
+
+def run(config: ReachConfig) -> dict[str, dict[int, float]]:
+    """Train all networks at all distances; write scores.csv and reach.png.
+
+    Args:
+        config: What to do.
+    Returns:
+        Test accuracy by model and distance.
+    Raises:
+        GraphError: A task or an option that cannot be used.
+        Interrupted: Asked to stop; the same call goes on.
+    """
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores: dict[str, dict[int, float]] = {model: {} for model in config.models}
+    for distance in config.distances:
+        for model in config.models:
+            scores[model][distance] = _score(config, model, distance, folder)
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "distance", "accuracy"])
+        writer.writerows([m, d, s] for m, by_distance in scores.items() for d, s in by_distance.items())
+    draw(scores, config.task, folder / "reach.png")
+    return scores
+
+
+def train_config(config: ReachConfig, model: ModelName, distance: int) -> TrainConfig:
+    """The run of one network at one distance."""
+    tree = config.task == "tree_neighbors_match"
+    network = ModelConfig(
+        name=model,
+        hidden=config.hidden,
+        layers=distance + 1 if model in PASSING else config.layers,
+        hops=(2 * distance if tree else distance) + 1,
+        d_state=config.hidden,
+        order="bfs" if tree else "canonical",
+    )
+    return TrainConfig(
+        data=config.task,
+        synthetic=SyntheticConfig(graphs=config.graphs, distance=distance, size=config.size),
+        model=network,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        weight_decay=0.0,
+        seed=config.seed,
+        accelerator="cpu",
+        output=config.output,
+    )
+
+
+def _score(config: ReachConfig, model: ModelName, distance: int, folder: Path) -> float:
+    from .data import load_graphs
+    from .experiment import Experiment
+
+    wanted = folder / f"{config.task}-{model}-{distance}"
+    wanted.mkdir(exist_ok=True)
+    run_config = replace(train_config(config, model, distance), resume=str(wanted))
+    data = load_graphs(config.task, synthetic=run_config.synthetic, seed=config.seed)
+    rows = Experiment(run_config, data).run()
+    return next(row["score"] for row in rows if row["what"] == "test")
+
+
+def draw(scores: dict[str, dict[int, float]], task: str, path: Path) -> None:
+    """Accuracy over distance, one line a network, as a small PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for number, (model, by_distance) in enumerate(scores.items()):
+        style = {"linewidth": 2.2 if model not in PASSING else 1.3, "marker": "os^Dv<>p"[number % 8], "markersize": 5}
+        axis.plot(list(by_distance), list(by_distance.values()), label=model, **style)
+    axis.set(xlabel="distance", ylabel="accuracy on unseen graphs", ylim=(0, 1.03), title=task)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
