@@ -30,7 +30,7 @@ _HOME = {
     "Stream": "update",
     "at_rate": "rates",
     "from_pandas": "frames",
-    "backtest": "backtest",
+    "backtest": "backtesting",
     "anomaly_scores": "anomaly",
 }
 __all__ = sorted(_HOME)

@@ -13,9 +13,11 @@ set a step ahead). Exchangeability does not hold for series, so coverage is meas
     b  items      c  channels      j  origins      h  prediction_length      s  points of the sketch
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,22 +71,31 @@ class Calibration:
         Returns:
             Shape (n, b, c, h), rising in n.
         """
-        prior = self.sketch * scale[..., None, None]  # (b, c, s, h)
         own = ~recent.isnan()
         spare = (min(PRIOR, self.memory) - own.sum(-2, keepdim=True)).clamp_min(0)
-        if not spare.any():
-            prior = prior[..., :0, :]
-        values = torch.cat([(recent * self.inflation).nan_to_num(), prior], -2)
-        weight = torch.cat([own.double(), (spare / POINTS).expand(prior.shape)], -2)
-        values, order = values.sort(-2)
-        mass = weight.gather(-2, order).cumsum(-2)
-        # The first value whose mass reaches the level; the tails reach out by one value more (conformal's n + 1).
-        total = mass[..., -1:, :]
-        wanted = torch.tensor(levels, dtype=torch.float64, device=mass.device)[:, None] * (total + 1)
-        wanted = torch.where(wanted < 0.5 * (total + 1), (wanted - 1).clamp_min(1e-9), wanted)
-        wanted = torch.minimum(wanted, total - 1e-9).transpose(-1, -2).contiguous()
-        place = torch.searchsorted(mass.transpose(-1, -2).contiguous(), wanted).clamp_max(values.shape[-2] - 1)
-        return values.transpose(-1, -2).gather(-1, place).movedim(-1, 0)
+        if own.all() and not spare.any():
+            return _order_statistics(recent * self.inflation, levels)
+        prior = self.sketch * scale[..., None, None]  # (b, c, s, h)
+        values = torch.cat([(recent * self.inflation).nan_to_num(), prior], -2).transpose(-1, -2)
+        weight = torch.cat([own.double(), (spare / POINTS).expand(prior.shape)], -2).transpose(-1, -2)
+        values, order = values.contiguous().sort(-1)
+        mass = weight.gather(-1, order).cumsum(-1)
+        total = mass[..., -1:]
+        wanted = torch.tensor(levels, dtype=torch.float64, device=mass.device)
+        # A rank among `total` values; the tails reach out by one value more, as the n + 1 of conformal prediction says.
+        side = torch.tensor([level < 0.5 for level in levels], device=mass.device)
+        wanted = torch.where(side, wanted * (total + 1) - 1, wanted * (total + 1)).clamp_min(1e-9)
+        place = torch.searchsorted(mass.contiguous(), torch.minimum(wanted, total - 1e-9))
+        return values.gather(-1, place.clamp_max(values.shape[-1] - 1)).movedim(-1, 0)
+
+
+def _order_statistics(errors: Tensor, levels: Sequence[float]) -> Tensor:
+    """The same where every one of j errors has weight 1: (b, c, j, h) to (n, b, c, h), without sorting all of them."""
+    count = errors.shape[-2]
+    ranks = [level * (count + 1) - (level < 0.5) for level in levels]
+    places = [min(max(math.ceil(min(max(rank, 1e-9), count - 1e-9)) - 1, 0), count - 1) for rank in ranks]
+    columns = errors.transpose(-1, -2).contiguous().numpy()
+    return torch.from_numpy(np.partition(columns, sorted(set(places)), -1)[..., places]).movedim(-1, 0)
 
 
 def recent_errors(target: Tensor, forecasts: Tensor, memory: int) -> Tensor:

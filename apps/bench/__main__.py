@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from . import audio, graphs, hugging_face, scan
+from . import audio, graphs, hugging_face, scan, updates
 
-COMMANDS = {"scan": scan, "audio": audio, "transformers": hugging_face, "graph": graphs}
+COMMANDS = {"scan": scan, "audio": audio, "transformers": hugging_face, "graph": graphs, "timeseries": updates}
 
 
 def main(words: list[str] | None = None) -> int:

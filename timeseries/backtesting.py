@@ -51,11 +51,18 @@ class Backtest:
     @property
     def wql(self) -> float:
         """Mean over nine deciles of 2 sum(pinball loss) / sum |outcome|."""
-        losses = []
-        for level in DECILES:
-            error = self.outcomes - self.quantiles[self.levels.index(level)]
-            losses.append(2 * np.nansum(np.maximum(level * error, (level - 1) * error)))
-        return float(np.mean(losses) / np.nansum(np.abs(self.outcomes)))
+        return float(np.nansum(self._decile_losses()) / len(DECILES) / np.nansum(np.abs(self.outcomes)))
+
+    @property
+    def sql(self) -> float:
+        """Mean over forecasts and nine deciles of twice the mean pinball loss, in seasonal errors."""
+        return float(np.nanmean(np.nanmean(self._decile_losses(), (0, 2)) / self.seasonal_errors))
+
+    def _decile_losses(self) -> np.ndarray:
+        """Twice the pinball losses, shape (deciles, i, h)."""
+        error = self.outcomes - np.stack([self.quantiles[self.levels.index(level)] for level in DECILES])
+        levels = np.array(DECILES)[:, None, None]
+        return 2 * np.maximum(levels * error, (levels - 1) * error)
 
 
 def backtest(
