@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from ssm_kernels.step_network.native import Made, Streams
 from ssm_kernels.step_network.pack import Weights
 from ssm_kernels.step_network.reference import Draw, draw_token
@@ -314,9 +315,9 @@ class Session:
             tensors |= {"arenas": self.streams.arenas, "registers": self.streams.registers}
         try:
             save_weights(path, tensors, note)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             Path(path).with_name(Path(path).name + ".part").unlink(missing_ok=True)
-            raise AudioError(f"{path}: cannot be written ({error.strerror or error})") from None
+            raise AudioError(f"{path}: cannot be written ({error})") from None
 
 
 def stream(
