@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `transformers`."""
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="models (default: both)")
     parser.add_argument("--batch", type=int, default=2, help="sequences (default: 2)")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: 512)")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence (default: 256)")
     parser.add_argument("--d-model", type=int, default=256, help="channels of the model (default: 256)")
-    parser.add_argument("--layers", type=int, default=4, help="blocks (default: 4)")
+    parser.add_argument("--layers", type=int, default=2, help="blocks (default: 2)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each row (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each row (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows as JSON")
 
 
