@@ -18,8 +18,11 @@ class LinearSSMConfig:
     """The same for the second seasonal period (a week, for data finer than a day)."""
     ridge: tuple[float, ...] | None = None
     """Ridge strengths tried on the validation part, relative to the features' variance; None is a half-decade grid."""
+    folds: int = 4
+    """Stretches of the training part that choose the ridge strength together with the validation part, by squared error
+    of forecasts that have not seen them; 0 leaves the choice to the validation part and `select`."""
     select: Literal["mae", "mse"] = "mae"
-    """Validation score that chooses the ridge strength. The absolute error is less swayed by a few wild days."""
+    """Validation score that chooses, without folds. The absolute error is less swayed by a few wild days."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,12 +114,17 @@ class Experiment:
         )
         linear = LinearSSM(self.config.prediction_length, *poles, context_length=self.context_length)
         train, validation = self._origins("train"), self._origins("validation")
-        report = fit_linear_ssm(linear, self.values, train, validation, strengths=options.ridge, select=options.select)
+        # A short file has no stretches that say anything without their neighbours.
+        folds = options.folds if len(train) >= 4 * options.folds * self.config.prediction_length else 0
+        report = fit_linear_ssm(
+            linear, self.values, train, validation, strengths=options.ridge, select=options.select, folds=folds
+        )
         ridge = report.strengths[report.chosen]
         choice = "the naive forecast" if math.isinf(ridge) else f"ridge {ridge:.3g}"
         print(
-            f"LinearSSM: {len(linear.angles)} poles, {choice} by validation {options.select} "
-            f"(MSE {report.mse[report.chosen]:.4f}, MAE {report.mae[report.chosen]:.4f}), "
+            f"LinearSSM: {len(linear.angles)} poles, {choice} by "
+            f"{f'{folds} folds and validation' if folds else f'validation {options.select}'} "
+            f"(validation MSE {report.mse[report.chosen]:.4f}, MAE {report.mae[report.chosen]:.4f}), "
             f"{time.monotonic() - started:.1f} s"
         )
         return linear, report

@@ -97,7 +97,8 @@ def load_checkpoint(model: nn.Module, weights: str | Path | Mapping[str, Any]) -
 
 def _explain(model: nn.Module, mapped: Mapping[str, Tensor], wrong: list[str]) -> str:
     shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-    name = f"{model.pretrained_cfg['classifier']}.weight" if getattr(model, "pretrained_cfg", None) else ""
+    names = model.pretrained_cfg["classifier"] if getattr(model, "pretrained_cfg", None) else ""
+    name = f"{names if isinstance(names, str) else names[0]}.weight"
     classes = ""
     if name in mapped and mapped[name].shape[0] != model.num_classes:
         classes = f" The checkpoint has {mapped[name].shape[0]} classes, the model {model.num_classes}."

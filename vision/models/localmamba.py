@@ -33,7 +33,7 @@ from ssmcore.mixers import MixerSpec
 from ssmcore.mixers.grid_mamba import GridMamba, GridMambaConfig
 from ssmcore.mixers.routed_mamba import RoutedMamba, RoutedMambaConfig
 from ssmcore.mixers.short_conv import ShortConv
-from ssmcore.selective import Route
+from ssmcore.routes import Route
 from ssmcore.state import State
 
 from . import vmamba
@@ -90,7 +90,7 @@ class FilledRoute:
     """A route through a map that is filled up with zeros to whole windows.
 
     Args:
-        route: See ssmcore.selective.
+        route: See ssmcore.routes.
     """
 
     def __init__(self, route: Route):

@@ -273,7 +273,7 @@ def _cfg(**overrides: Any) -> dict[str, Any]:
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "patch_embed.convs.0",
-        "classifier": "head.fc",
+        "classifier": ("head.fc", "head.aux"),
         "license": "apache-2.0",
         "paper_name": "SiMBA: Simplified Mamba-Based Architecture for Vision and Multivariate Time Series",
         "paper_ids": "arXiv:2403.15360",

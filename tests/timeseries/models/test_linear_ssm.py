@@ -1,12 +1,13 @@
 """LinearSSM: batch, window and stream agree; missing values are skipped; the closed form is the minimum it claims."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from timeseries.models.linear_ssm import LinearSSM, default_poles, filter_bank, last_observed
-from timeseries.models.ridge import DEFAULT_RIDGE, fit_linear_ssm
+from timeseries.models.ridge import DEFAULT_RIDGE, fit_linear_ssm, fit_read_out, out_of_sample, windows
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -38,6 +39,30 @@ def test_filter_bank_is_the_recurrence():
         states.append(z)
     torch.testing.assert_close(filter_bank(x, poles), torch.stack(states, 1), **CLOSE)
     torch.testing.assert_close(filter_bank(x, poles.abs())[..., 0], filter_bank(x, poles)[..., 0].real, **CLOSE)
+
+
+def test_filter_bank_takes_a_transposed_drive_of_whole_chunks():
+    x, poles = series(3, 128), torch.tensor([0.5, 0.9], dtype=torch.float64)
+    torch.testing.assert_close(filter_bank(x.T.contiguous().T, poles), filter_bank(x, poles))
+
+
+@pytest.mark.parametrize("context_length", [None, 30])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_irregular_steps_and_states(context_length, missing):
+    """Steps of one are the regular series; any steps leave the state that value by value arrives at."""
+    x, ssm = series(missing=missing), model(context_length)
+    ones = torch.ones_like(x)
+    for mine, other in zip(ssm.features(x, ones), ssm.features(x), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-8)
+    if context_length:
+        torch.testing.assert_close(ssm.forecast(ssm.state_after(x)), ssm(x))
+        return
+    dt = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).double() * 2 + 0.1
+    state = ssm.init_state(len(x))
+    for t in range(x.shape[1]):
+        state = ssm.step(x[:, t], state, dt[:, t])
+    torch.testing.assert_close(ssm.forecast(state), ssm(x, dt), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ssm.forecast(ssm.state_after(x, dt)), ssm(x, dt), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
@@ -178,3 +203,46 @@ def test_default_poles():
     assert len(default_poles((1,), None)[0]) > 0
     with pytest.raises(ValueError, match="time_constants must be positive"):
         default_poles((24,), None, time_constants=(0.0,))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_out_of_sample_errors_are_those_of_refitting_every_fold(missing):
+    """From Gram matrices alone, and by refitting and predicting row by row."""
+    x = series(t=240)
+    if missing:
+        x[0, 60:70] = math.nan
+        x[-1, 150] = math.nan
+    train, validation, horizon, strengths = range(5, 170), range(170, 220), 4, (1e-3, 0.1, math.inf)
+    ssm = LinearSSM(horizon, *default_poles((8,), None, harmonics=(2,)))
+    found = out_of_sample(ssm, x, train, validation, strengths, 3)
+    expected = torch.zeros(len(strengths), dtype=torch.float64)
+    count = 0
+    bounds = [5, 60, 115, 170]
+    parts = [(range(a, b), [o for o in train if not a - horizon <= o < b + horizon]) for a, b in pairwise(bounds)]
+    for scored, fitted in [*parts, (validation, list(train))]:
+        for i, strength in enumerate(strengths):
+            rows = [windows(ssm, x, range(o, o + 1)) for o in fitted]
+            pieces = [(f, t - last[:, None]) for row in rows for f, last, t in row]
+            fit_read_out(ssm, lambda p=pieces: p, lambda p=pieces: p, strengths=(strength,))
+            for features, last, targets in windows(ssm, x, scored):
+                error = (ssm.read_out(features, last) - targets).nan_to_num()
+                expected[i] += error.square().sum()
+                count += int((~targets.isnan()).sum()) * (i == 0)
+    torch.testing.assert_close(found, expected / count, rtol=1e-8, atol=1e-10)
+
+
+def test_folds_outvote_a_validation_part_that_misleads():
+    """A cycle almost everywhere, and a validation part that is a random walk and wants no cycle."""
+    torch.manual_seed(0)
+    t = torch.arange(600, dtype=torch.float64)
+    x = torch.sin(2 * math.pi * t / 8)[None] + 0.3 * torch.randn(1, 600, dtype=torch.float64)
+    x[:, 480:] = torch.randn(1, 120, dtype=torch.float64).cumsum(1) / 5
+    strengths, parts = (1e-2, math.inf), (range(0, 450), range(490, 590))
+    ssm = LinearSSM(4, *default_poles((8,), None, harmonics=(2,)))
+    alone = fit_linear_ssm(ssm, x, *parts, strengths=strengths, select="mse")
+    assert (alone.chosen, alone.pooled) == (1, None)
+    folded = fit_linear_ssm(ssm, x, *parts, strengths=strengths, folds=4)
+    assert folded.chosen == 0
+    assert folded.mse == alone.mse
+    with pytest.raises(ValueError, match="folds=1"):
+        fit_linear_ssm(ssm, x, *parts, folds=1)
