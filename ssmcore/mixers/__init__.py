@@ -35,16 +35,22 @@ from .mamba import Mamba
 from .mamba2 import Mamba2
 from .mamba3 import Mamba3
 from .mamba_s4 import MambaS4
+from .mega import Mega
+from .mlstm import MLstm
+from .performer import Performer
 from .retnet import RetNet
 from .rglru import RgLru
 from .rnn import Rnn
 from .routed_mamba import RoutedMamba
 from .rwkv4 import Rwkv4
+from .rwkv6 import Rwkv6
+from .rwkv7 import Rwkv7
 from .s4 import S4
 from .s4d import S4D
 from .s4nd import S4ND
 from .s5 import S5
 from .sgconv import SgConv
+from .titans import Titans
 from .tnn import Tnn
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -72,16 +78,22 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba2": Mamba2,
     "mamba3": Mamba3,
     "mamba_s4": MambaS4,
+    "mega": Mega,
+    "mlstm": MLstm,
+    "performer": Performer,
     "retnet": RetNet,
     "rglru": RgLru,
     "rnn": Rnn,
     "routed_mamba": RoutedMamba,
     "rwkv4": Rwkv4,
+    "rwkv6": Rwkv6,
+    "rwkv7": Rwkv7,
     "s4": S4,
     "s4d": S4D,
     "s4nd": S4ND,
     "s5": S5,
     "sgconv": SgConv,
+    "titans": Titans,
     "tnn": Tnn,
 }
 WRAPPERS: dict[str, type[Mixer]] = {"bidirectional": Bidirectional, "scan_order": ScanOrder}

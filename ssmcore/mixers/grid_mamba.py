@@ -21,7 +21,8 @@ from torch import nn
 from ..array_types import Tokens
 from ..blocks import LayerNorm
 from ..mixer import Context, Mixer, ParamSpec
-from ..selective import Route, SelectiveScan, route_tables, scan_routes
+from ..routes import Route, route_tables
+from ..selective import SelectiveScan, scan_routes
 from ..state import State
 
 

@@ -49,6 +49,10 @@ class Weights(NamedTuple):
     """Logarithm of the decay of a head, (b, l, h), or of each key channel, (b, l, h, n)."""
     beta: Float[Tensor, "b l h"] | None = None
     """Strength of the delta rule, shape (b, l, h)."""
+    floor: Float[Tensor, "b l h"] | None = None
+    """Of a normalised memory, the least size of what is divided by, shape (b, l, h); None is no limit."""
+    left: State | None = None
+    """What of the new state is not the scan's, tensors (b, ...) or (r, ...)."""
 
 
 class MatrixMemory(Mixer):
@@ -64,6 +68,8 @@ class MatrixMemory(Mixer):
     residual_out = ("o_proj.weight",)
     gate: ClassVar[Literal["silu", "sigmoid"] | None] = "silu"
     """Activation of the output gate, where there is one."""
+    normalised: bool = False
+    """Divide by the sum of the weights: a column of ones is kept beside the values, memory (b, h, n, p + 1)."""
     gate_rank: int | None = None
     """Rank of the gate's map; None is full."""
 
@@ -103,7 +109,9 @@ class MatrixMemory(Mixer):
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
         """Zeros: memory (b, h, n, p); conv (b, w - 1, c) where there is a convolution. Raises nothing."""
         state = {
-            "memory": self._zeros(batch, self.num_heads, self.d_key, self.d_value, device=device, dtype=dtype),
+            "memory": self._zeros(
+                batch, self.num_heads, self.d_key, self.d_value + self.normalised, device=device, dtype=dtype
+            ),
         }
         if self.conv1d is not None:
             c, _, width = self.conv1d.weight.shape
@@ -119,20 +127,35 @@ class MatrixMemory(Mixer):
             maps = joined.split([m.shape[-1] for m in maps], -1)
         q, k, v = (at_least_float32(m).unflatten(-1, (self.num_heads, -1)) for m in maps)
         with torch.autocast(x.device.type, enabled=False):
-            weights = self.weigh(x, q, k, v, state, ctx)
-            o, new["memory"] = chunked_scan(
-                *weights[:3],
-                log_decay=weights.log_decay,
-                beta=weights.beta,
-                initial_state=before.get("memory"),
-                cu_seqlens=ctx.cu_seqlens,
-                return_last_state=True,
-                chunk=self.config.chunk,
-            )
+            o, left = self.remember(x, q, k, v, state, ctx)
         o = self.o_norm(o).flatten(-2)
         if self.g_proj is not None:
             o = o * {"silu": F.silu, "sigmoid": F.sigmoid}[self.gate or "silu"](self.g_proj(x))
-        return self.o_proj(o.to(x.dtype)), new
+        return self.o_proj(o.to(x.dtype)), {**new, **left}
+
+    def remember(
+        self, x: Tokens, q: HeadTokens, k: HeadTokens, v: HeadTokens, state: State | None, ctx: Context
+    ) -> tuple[HeadTokens, State]:
+        """Write to the memory and read it: o (b, l, h, p) and the new state; arguments as in `weigh`."""
+        weights = self.weigh(x, q, k, v, state, ctx)
+        v = weights.v
+        if self.normalised:
+            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        o, memory = chunked_scan(
+            weights.q,
+            weights.k,
+            v,
+            log_decay=weights.log_decay,
+            beta=weights.beta,
+            initial_state=None if state is None else state["memory"],
+            cu_seqlens=ctx.cu_seqlens,
+            return_last_state=True,
+            chunk=self.config.chunk,
+        )
+        if self.normalised:
+            o, weight = o.split([o.shape[-1] - 1, 1], -1)
+            o = o / (weight if weights.floor is None else torch.maximum(weight.abs(), weights.floor[..., None]))
+        return o, {"memory": memory, **(weights.left or {})}
 
 
 def low_rank(d: int, out: int, rank: int | None, bias: bool = False) -> nn.Module:

@@ -24,7 +24,8 @@ from torch import nn
 from ..array_types import Tokens
 from ..functional import causal_conv1d
 from ..mixer import Context, Mixer, ParamSpec
-from ..selective import Route, SelectiveScan
+from ..routes import Route
+from ..selective import SelectiveScan
 from ..state import State
 from .short_conv import ShortConv
 
