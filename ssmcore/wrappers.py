@@ -15,10 +15,10 @@ import torch
 from ssm_kernels.checks import check_choice
 from torch import nn
 
-from .array_types import Order, TimeSteps, Tokens
+from .array_types import TimeSteps, Tokens
 from .functional import Rows
 from .mixer import Context, Mixer
-from .orders import inverse, order
+from .routes import Route
 from .state import State
 
 Combine = Literal["sum", "mean", "concat"]
@@ -44,7 +44,7 @@ class ScanOrderConfig:
     mixer: str | Mapping[str, Any] | Callable[[int], Mixer] = "mamba"
     """What is run along each order, as `build_mixer` takes it."""
     orders: Sequence[str] = ("raster", "column", "raster_reversed", "column_reversed")
-    """Keys of `ssmcore.orders.ORDERS`."""
+    """Names of routes: keys of `ssmcore.orders.ORDERS`, each possibly with "_reversed"."""
     share: bool = False
     """One set of weights for all orders."""
     combine: Combine = "sum"
@@ -138,10 +138,8 @@ class ScanOrder(Wrapper):
         c: ScanOrderConfig = self.config
         if not c.orders:
             raise ValueError("ScanOrder: orders is empty, expected at least one")
-        self.names = tuple(c.orders)
-        for name in self.names:
-            order(name, 1, 1)
-        self._build(copies=1 if c.share else len(self.names), outputs=len(self.names))
+        self.routes = tuple(map(Route.of, c.orders))
+        self._build(copies=1 if c.share else len(self.routes), outputs=len(self.routes))
         # Tokens that do not exist, and time between tokens, have no place on a grid.
         self.takes_rows = self.takes_dt = False
         if c.grid is None:
@@ -153,23 +151,21 @@ class ScanOrder(Wrapper):
         Raises:
             ValueError: The grid does not have l tokens.
         """
-        h, w = self.config.grid or (ctx.shared or {})["grid"]
+        h, w = grid = tuple(self.config.grid or (ctx.shared or {})["grid"])
         if h * w != x.shape[1]:
             raise ValueError(f"ScanOrder: x has {x.shape[1]} tokens, expected h * w = {h} * {w}")
-        tables = [tuple(t.to(x.device) for t in _tables(name, h, w)) for name in self.names]
+        turned = [_turn(route.gather(x, grid), route) for route in self.routes]
         if len(self.mixers) == 1:  # all orders in one batch
-            y, _ = self._mixer(0).mix(torch.cat([x[:, there] for there, _ in tables]), None, ctx)
-            passes = y.chunk(len(tables))
+            passes = self._mixer(0).mix(torch.cat(turned), None, ctx)[0].chunk(len(turned))
         else:
-            passes = [self._mixer(i).mix(x[:, there], None, ctx)[0] for i, (there, _) in enumerate(tables)]
-        return self.combiner([y[:, back] for y, (_, back) in zip(passes, tables, strict=True)]), None
+            passes = [self._mixer(i).mix(v, None, ctx)[0] for i, v in enumerate(turned)]
+        outputs = [route.scatter(_turn(y, route), grid) for route, y in zip(self.routes, passes, strict=True)]
+        return self.combiner(outputs), None
 
 
-@functools.lru_cache(maxsize=256)
-def _tables(name: str, h: int, w: int) -> tuple[Order, Order]:
-    """An order and its inverse, on the CPU."""
-    there = order(name, h, w)
-    return there, inverse(there)
+def _turn(x: Tokens, route: Route) -> Tokens:
+    """The tokens of a route from its end, where it is reversed: a mixer runs forwards only."""
+    return x.flip(1) if route.reverse else x
 
 
 def _reverse(x: Tokens, rows: Rows | None) -> Tokens:

@@ -130,3 +130,17 @@ def test_bad_wrappers():
         create_mixer("bidirectional", 4, combine="product")
     with pytest.raises(ValueError, match=r"expected h \* w = 2 \* 3"):
         create_mixer("scan_order", 4, grid=(2, 3))(torch.randn(1, 7, 4))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_scan_order_compiles_for_any_grid(share):
+    """No graph break; the tables are made outside the graph."""
+    names = ("raster", "snake", "column_reversed")
+    mixer = create_mixer("scan_order", 4, mixer={"name": "mamba", "d_state": 2}, orders=names, share=share)
+
+    def run(x, h, w):
+        return mixer(x, shared={"grid": (h, w)})[0]
+
+    compiled, x = torch.compile(run, fullgraph=True, backend="aot_eager"), torch.randn(2, 12, 4)
+    torch.testing.assert_close(compiled(x, 3, 4), run(x, 3, 4))
+    torch.testing.assert_close(compiled(x, 2, 6), run(x, 2, 6))
