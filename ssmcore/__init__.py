@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from . import functional
     from .mixer import Mixer, ParamSpec, Unsupported
     from .mixers import build_mixer, create_mixer, list_mixers
+    from .presets import create_backbone, list_backbones
     from .stack import Stack
     from .wrappers import Bidirectional, ScanOrder
 
@@ -21,7 +22,9 @@ _HOMES = {
     "Stack": "stack",
     "Unsupported": "mixer",
     "build_mixer": "mixers",
+    "create_backbone": "presets",
     "create_mixer": "mixers",
+    "list_backbones": "presets",
     "list_mixers": "mixers",
 }
 
@@ -33,8 +36,10 @@ __all__ = [
     "Stack",
     "Unsupported",
     "build_mixer",
+    "create_backbone",
     "create_mixer",
     "functional",
+    "list_backbones",
     "list_mixers",
 ]
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from ..channels import CHANNEL_MIXERS
 from ..mixer import Mixer, config_of
+from ..parallel import Parallel
 from ..registry import resolve
 from ..wrappers import Bidirectional, ScanOrder
 from .attention import Attention
@@ -96,7 +97,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "titans": Titans,
     "tnn": Tnn,
 }
-WRAPPERS: dict[str, type[Mixer]] = {"bidirectional": Bidirectional, "scan_order": ScanOrder}
+WRAPPERS: dict[str, type[Mixer]] = {"bidirectional": Bidirectional, "scan_order": ScanOrder, "parallel": Parallel}
 
 MixerSpec: TypeAlias = str | Mapping[str, Any] | Callable[[int], Mixer]
 """A registered name; a dict with that name under "name" and options beside it; or a function of d_model."""
