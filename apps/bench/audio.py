@@ -9,6 +9,7 @@ disturbs them less; the rows are measured in turns, and the median is given.
 import argparse
 import ctypes
 import json
+import math
 import os
 import statistics
 from pathlib import Path
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `audio`."""
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=["full", "half"], help="models to measure")
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time a row (default: 3)")
+    parser.add_argument("--checkpoint", metavar="RUN_DIR", help="also: what each format costs this model, in bits")
+    parser.add_argument("--sound", nargs="+", default=[], metavar="FILE", help="recordings for --checkpoint")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON to a file, or in place of the table")
 
 
@@ -40,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     for name in args.case:
         result["rows"] += measure(name, Protocol(budget=args.seconds))
     result["machine"]["load_after"] = os.getloadavg()[0]
+    if args.checkpoint:
+        result["bits_per_sample"] = losses(args.checkpoint, args.sound)
     if args.json == "-":
         print(json.dumps(result, indent=1))
         return 0
@@ -104,6 +109,31 @@ def measure(name: str, protocol: Protocol) -> list[dict]:
     ]  # fmt: skip
 
 
+def losses(checkpoint: str, sounds: list[str]) -> dict[str, float]:
+    """Bits a sample of recordings by the format of the weights, peak-normalised, labels unknown.
+
+    Args:
+        checkpoint: A run folder of audio.train, or its weights.
+        sounds: Files.
+    Raises:
+        AudioError: A file cannot be used.
+    """
+    from audio.checkpoint import Checkpoint
+    from audio.files import read_audio, to_mono
+    from audio.generation import Generator
+
+    loaded, nats, samples = Checkpoint.load(checkpoint), dict.fromkeys(("eager", *FORMATS), 0.0), 0
+    for sound in sounds:
+        wave = to_mono(*read_audio(sound), loaded.sample_rate)
+        levels = loaded.quantizer.encode(wave / wave.abs().max().clamp(min=1e-6))[None]
+        samples += levels.shape[1]
+        for row in nats:
+            how = {"backend": "torch"} if row == "eager" else {"weights": row}
+            made = Generator.of(loaded, **how).start([0]).score(levels)
+            nats[row] -= float(made.log_likelihood.double().sum())
+    return {row: value / max(samples, 1) / math.log(2) for row, value in nats.items()}
+
+
 def _eager(model, torch):
     state, token = model.init_state(1), torch.tensor([model.config.levels // 2])
 
@@ -142,4 +172,6 @@ def as_text(result: dict) -> str:
                 "" if row["times_floor"] is None else f"{row['times_floor']:.1f}",
             )  # fmt: skip
             out.append(f"  {row['row']:<16}" + "".join(f"{cell:>13}" for cell in cells))
+    if "bits_per_sample" in result:
+        out += ["", "bits a sample: " + ", ".join(f"{k} {v:.5f}" for k, v in result["bits_per_sample"].items())]
     return "\n".join(out)
