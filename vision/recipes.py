@@ -101,9 +101,92 @@ def plainmamba_l3() -> TrainConfig:
 
 
 def simba_small() -> TrainConfig:
-    """SiMBA-S, ImageNet-1k: 310 epochs, batch 8 x 128. Published with a teacher's token labels, which this has not."""
+    """SiMBA-S, ImageNet-1k: 310 epochs, batch 8 x 128. Published: 84.0 % with a teacher's token labels, unlike here."""
     return replace(
         _IMAGENET, model="simba_small_mlp", batch_size=128, lr=1e-3, weight_decay=0.05, epochs=310, drop_path=0.1
+    )
+
+
+_CIFAR = TrainConfig(
+    img_size=32,
+    mean=(0.491, 0.482, 0.447),
+    std=(0.247, 0.243, 0.262),
+    crop_pct=1.0,
+    scale=(0.6, 1.0),
+    color_jitter=0.0,
+    smoothing=0.1,
+    batch_size=64,
+    workers=0,
+    lr=2e-3,
+    weight_decay=0.05,
+    clip_grad=1.0,
+    epochs=1,
+    warmup_epochs=0.06,
+    warmup_lr=1e-5,
+    min_lr=1e-5,
+    accelerator="cpu",
+)
+"""Small images, 100 seconds of one CPU core: as many steps as the model made in that time, loading included. `--seed 0`."""
+
+
+def cifar_vmamba() -> TrainConfig:
+    """VMamba of 0.5 M parameters, CIFAR-10, 100 seconds of one core: 51.5 % (seed 0)."""
+    return replace(
+        _CIFAR,
+        model="vmamba_tiny_s1l8",
+        model_kwargs={"depths": [1, 2], "embed_dim": 64},
+        epochs=2,
+        steps_per_epoch=356,
+        val_interval=2,
+        warmup_epochs=0.12,
+    )
+
+
+def cifar_vim() -> TrainConfig:
+    """Vim of 0.6 M parameters, CIFAR-10, 100 seconds of one core: 40.9 % (seed 0)."""
+    return replace(
+        _CIFAR,
+        model="vim_tiny_patch16_224",
+        model_kwargs={"patch_size": 4, "embed_dim": 128, "depth": 4},
+        steps_per_epoch=199,
+    )
+
+
+def cifar_vit() -> TrainConfig:
+    """ViT of 0.6 M parameters, CIFAR-10, 100 seconds of one core: 33.8 % (seed 0). The opponent of the two above."""
+    return replace(
+        _CIFAR,
+        model="vit_tiny_patch16_224",
+        model_kwargs={"patch_size": 4, "embed_dim": 128, "depth": 3, "num_heads": 4},
+        steps_per_epoch=339,
+    )
+
+
+def cifar_gpu() -> TrainConfig:
+    """VMamba of 6 M parameters, CIFAR-10 at 64 pixels, one GPU. Meant for 95 % in ten minutes; not yet run."""
+    return replace(
+        _CIFAR,
+        model="vmamba_tiny_s1l8",
+        model_kwargs={"depths": [2, 4, 2], "embed_dim": 96},
+        img_size=64,
+        batch_size=512,
+        workers=14,
+        aa="rand-m7-mstd0.5-inc1",
+        reprob=0.2,
+        mixup=0.2,
+        cutmix=1.0,
+        mixup_prob=0.6,
+        mixup_off_epoch=90,
+        drop_path=0.1,
+        epochs=100,
+        warmup_epochs=5,
+        lr=3e-3,
+        model_ema=True,
+        model_ema_decay=0.998,
+        amp=True,
+        channels_last=True,
+        val_interval=5,
+        accelerator="gpu",
     )
 
 
@@ -117,4 +200,8 @@ RECIPES = {
     "plainmamba_l2": plainmamba_l2,
     "plainmamba_l3": plainmamba_l3,
     "simba_small": simba_small,
+    "cifar_vmamba": cifar_vmamba,
+    "cifar_vim": cifar_vim,
+    "cifar_vit": cifar_vit,
+    "cifar_gpu": cifar_gpu,
 }

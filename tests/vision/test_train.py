@@ -2,12 +2,14 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import timm
@@ -104,6 +106,36 @@ def test_flags_are_timms():
     assert config.model_ema
     config = cli.parse(TrainConfig, ["--recipe", "vmamba_tiny", "--model-ema", "false"], prog="p", recipes=RECIPES)
     assert (config.model, config.model_ema, config.drop_path) == ("vmamba_tiny_s1l8", False, 0.2)
+
+
+def readme_commands():
+    text = (Path(train.__file__).parent / "README.md").read_text()
+    return re.findall(r"^python -m vision\.(\w+) +(.*?)(?: {2,}#.*)?$", text, flags=re.M)
+
+
+@pytest.mark.parametrize(("module", "words"), readme_commands())
+def test_the_readmes_commands_are_understood(module, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = words.split()
+    if "--resume" in words:
+        folder = Path(words[words.index("--resume") + 1])
+        folder.mkdir(parents=True)
+        (folder / cli.CONFIG_FILE).write_text(cli.dump(TrainConfig()))
+    if module == "train":
+        cli.parse(TrainConfig, words, prog="p", recipes=RECIPES)
+    elif module == "predict":
+        cli.parse(PredictConfig, words, prog="p", positional="images")
+    elif module == "evaluate":
+        cli.parse(EvaluateConfig, words, prog="p")
+    else:
+        monkeypatch.setattr(benchmark, "benchmark", lambda config: [])
+        assert benchmark.main(words) == 0
+
+
+def test_the_readme_names_what_exists():
+    text = (Path(train.__file__).parent / "README.md").read_text()
+    for name in re.findall(r"`(\w+)`", text[text.index("## Models") : text.index("`vision.list_models()`")]):
+        assert name in RECIPES or timm.is_model(name) or name.startswith("_"), name
 
 
 REFUSED = {
@@ -230,6 +262,16 @@ def test_two_processes_train_as_one(images, tiny, tmp_path, command_env):
     one, two = (load_weights(tmp_path / name / "last.safetensors")[0] for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_training_is_training(images, tiny, tmp_path, one_thread):
+    words = ["--no-aug", "--epochs", "1", "--opt", "sgd", "--model-ema", "--model-ema-decay", "0.5"]
+    assert run(images, tiny, tmp_path / "plain", *words) == 0
+    assert run(images, tiny, tmp_path / "compiled", *words, "--torchcompile") == 0
+    plain, compiled = (load_weights(tmp_path / name / "run" / "best.safetensors")[0] for name in ("plain", "compiled"))
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
