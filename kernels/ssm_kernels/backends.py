@@ -5,6 +5,7 @@ replaces "auto". A backend that was named and cannot run raises; "auto" falls th
 (logger "ssm_kernels", level INFO) says which was taken and why.
 """
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -34,6 +35,15 @@ def native_probe(device: str) -> str | None:
     if device != "cpu":
         return f"native code works on CPU tensors, not on {device}"
     return native_build.why_unavailable()
+
+
+def triton_probe(device: str) -> str | None:
+    """Triton needs GPU tensors, or its interpreter (TRITON_INTERPRET=1), which runs on CPU tensors and is slow."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device in ("cuda", "xpu") or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"Triton kernels work on GPU tensors, not on {device} (but TRITON_INTERPRET=1 interprets them, slowly)"
 
 
 @torch.compiler.assume_constant_result

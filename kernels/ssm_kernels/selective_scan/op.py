@@ -19,13 +19,20 @@ from ..checks import COMPLEX, FLOATS, Shapes, check_choice, check_devices, check
 from ..derivatives import register_differentiable
 from . import native, reference
 
-PROBES: dict[str, backends.Probe] = {"native": backends.native_probe, "reference": backends.reference_probe}
+PROBES: dict[str, backends.Probe] = {
+    "native": backends.native_probe,
+    "triton": backends.triton_probe,
+    "reference": backends.reference_probe,
+}
+COMPLEX_PROBES = {**PROBES, "triton": lambda device: "its kernels hold real states, but A is complex"}
 
 # The tensors that have a gradient, in the order of every signature here.
 TENSORS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
 Tensors: TypeAlias = tuple[Any, ...]  # a tensor, or None where an optional one is not given
 # Those in the dtype of the state, complex when A is.
 AS_STATE = ("A", "B", "C", "initial_state")
+# Those that Triton reads in half precision, as they come, and widens in registers.
+READ_AS_GIVEN = ("x", "dt", "z")
 
 
 def selective_scan(
@@ -140,10 +147,11 @@ def scan(
             )
     check_devices(name, {**given, "order": order, **bounds_on_device(cu_seqlens, lengths)})
     check_choice(name, "rule", rule, reference.RULES)
-    chosen = backends.choose("selective_scan", backend, x.device.type, PROBES)
+    chosen = backends.choose("selective_scan", backend, x.device.type, COMPLEX_PROBES if A.is_complex() else PROBES)
     dtype = compute_dtype(*tensors)
     wide = state_dtype(dtype, A.is_complex())
-    cast = [t if t is None else t.to(wide if key in AS_STATE else dtype) for key, t in given.items()]
+    as_given = READ_AS_GIVEN if chosen == "triton" and dtype == torch.float32 else ()
+    cast = [t if t is None or key in as_given else t.to(wide if key in AS_STATE else dtype) for key, t in given.items()]
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in cast)
     y, last, _ = torch.ops.ssm_kernels.selective_scan(
         *cast, cu_seqlens, lengths, order, dt_softplus, reverse, rule, chosen, save
@@ -162,11 +170,18 @@ def check_order(order: Tensor, the_rows: list[rows.Row]) -> None:
     if order.device.type != "cpu":
         return
     for start, length in dict.fromkeys((row.start, row.length) for row in the_rows):
-        visited = order[:, start : start + length].sort(dim=1).values
-        right = (visited == torch.arange(start, start + length)).all(dim=1)
+        local = order[:, start : start + length].long() - start
+        right = ((local >= 0) & (local < length)).all(dim=1)
+        if right.all():
+            right = torch.zeros_like(local, dtype=torch.bool).scatter_(1, local, True).all(dim=1)
         if not right.all():
             route, end = int((~right).nonzero()[0]), start + length
             raise ValueError(f"routed_scan: order[{route}, {start}:{end}] is not a permutation of {start}..{end - 1}")
+
+
+def _has_work(dt: Tensor, A: Tensor) -> bool:
+    """Whether there is a state and a step at all: a kernel cannot be launched for none."""
+    return dt.numel() > 0 and A.numel() > 0
 
 
 def _rows(dt: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
@@ -177,12 +192,16 @@ def _reference(
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
     the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
-    tensors, options = (x, dt, A, B, C, D, z, dt_bias, initial_state), (the_rows, dt_softplus, reverse, rule)
+    real = A.real.dtype
+    gate = None if z is None else z.to(real)
+    tensors: Tensors = (x.to(real), dt.to(real), A, B, C, D, gate, dt_bias, initial_state)
+    options: Tensors = (the_rows, dt_softplus, reverse, rule)
     if order is None:
         y, last = reference.selective_scan(*tensors, *options)
     else:
-        y, last = reference.routed_scan(*tensors, order, *options)
-    return y, last, x.new_empty(0)
+        options = (order, *options)
+        y, last = reference.routed_scan(*tensors, *options)
+    return y.to(x.dtype), last, A.real.new_empty(0)
 
 
 def _forward(
@@ -193,6 +212,11 @@ def _forward(
         check_order(order, _rows(dt, cu_seqlens, lengths))
     if backend == "native":
         return native.forward(*tensors, order, _rows(dt, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
+    if backend == "triton" and _has_work(dt, A):
+        from . import triton
+
+        the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
+        return triton.forward(*tensors, order, the_rows, dt_softplus, reverse, rule, save)
     return _reference(*tensors, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save)
 
 
@@ -204,19 +228,29 @@ def _fake(
     shape: tuple[int, ...] = (0,)
     if backend == "native" and save:
         shape = native.boundaries_shape(A, b * l, r, native.groups_of(B, C, order))
+    if backend == "triton" and save and _has_work(dt, A):
+        from . import triton
+
+        shape = triton.boundaries_shape(A, dt.shape, r)
     last = (r, *A.shape) if order is None else (A.shape[0], r, *A.shape[1:])
-    return x.new_empty(dt.shape[-3:]), A.new_empty(last), x.new_empty(shape)
+    return x.new_empty(dt.shape[-3:]), A.new_empty(last), A.real.new_empty(shape)
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     tensors, (cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, _) = inputs[:9], inputs[9:]
-    if backend != "native":
+    if backend == "reference" or (backend == "triton" and not _has_work(tensors[1], tensors[2])):
         return None
     dy, dlast, _ = cotangents
     dt = tensors[1]
     dy = dt.new_zeros(dt.shape[-3:]) if dy is None else dy
-    the_rows = _rows(dt, cu_seqlens, lengths)
-    grads = native.backward(dy, dlast, saved[0], *tensors, order, the_rows, dt_softplus, reverse, rule)
+    options = dict(order=order, dt_softplus=dt_softplus, reverse=reverse, rule=rule)
+    if backend == "triton":
+        from . import triton
+
+        the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
+        grads = triton.backward(dy, dlast, saved[0], *tensors, rows=the_rows, **options)
+    else:
+        grads = native.backward(dy, dlast, saved[0], *tensors, rows=_rows(dt, cu_seqlens, lengths), **options)
     return [g for g in grads if g is not None]
 
 
