@@ -132,7 +132,7 @@ DOWNLOADED = {
     "ZINC": ("ZINC", {"x": torch.zeros(3, 1).long(), "edge_attr": torch.ones(4).long(), "y": torch.ones(1)}),
     "CIFAR10": ("GNNBenchmarkDataset", {"x": torch.rand(3, 3), "pos": torch.rand(3, 2), "edge_attr": torch.rand(4),
                                         "y": torch.tensor([3])}),
-    "PATTERN": ("GNNBenchmarkDataset", {"x": torch.rand(3, 3), "edge_attr": torch.rand(4, 1), "y": torch.arange(3) % 2}),
+    "PATTERN": ("GNNBenchmarkDataset", {"x": torch.rand(3, 3), "edge_attr": torch.rand(4), "y": torch.arange(3) % 2}),
     "MalNet-Tiny": ("MalNetTiny", {"num_nodes": 3, "y": torch.tensor([4])}),
     "PascalVOC-SP": ("LRGBDataset", {"x": torch.rand(3, 14), "edge_attr": torch.rand(4, 2), "y": torch.ones(3).long()}),
     "Peptides-struct": ("LRGBDataset", {"x": torch.zeros(3, 9).long(), "edge_attr": torch.zeros(4, 3).long(),

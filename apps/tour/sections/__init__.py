@@ -7,6 +7,8 @@ from pathlib import Path
 SECTIONS: dict[str, str] = {
     "vision": "vision",
     "time series": "timeseries",
+    "graphs": "graph",
+    "audio": "audio",
     "speed of the scan": "speed",
 }
 
