@@ -1,0 +1,94 @@
+"""The training task of the lab: the loss on what is asked, and how much of fresh sequences is answered right."""
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ssmcore.engine import make_optimizer
+
+from .tasks import NOTHING, Task
+
+
+class Batches(Dataset):
+    """Item i is a batch, drawn from a seed that i and `seed` give: (inputs, targets).
+
+    Args:
+        task: What to draw.
+        length: Of the sequences.
+        batch_size: Sequences.
+        count: Batches.
+        seed: Of all of them; batches of another seed are other ones.
+    """
+
+    def __init__(self, task: Task, length: int, batch_size: int, count: int, seed: int):
+        self.task, self.length, self.batch_size, self.count, self.seed = task, length, batch_size, count, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.task(self.batch_size, self.length, (self.seed + 1) * 1_000_003 * 10_000 + index)
+
+
+def whole(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A loader's list of one batch is that batch; shapes as drawn."""
+    return items[0]
+
+
+def measure(answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and score of what is asked: cross entropy and accuracy, or squared error and its negative.
+
+    Args:
+        answers: (b, l, classes), or numbers (b, l).
+        targets: (b, l).
+    """
+    if answers.ndim == 3:
+        asked = targets != NOTHING
+        loss = F.cross_entropy(answers[asked].float(), targets[asked])
+        return loss, (answers[asked].argmax(-1) == targets[asked]).float().mean()
+    asked = ~targets.isnan()
+    error = (answers[asked].float() - targets[asked]).square().mean()
+    return error, -error
+
+
+class LabTask(pl.LightningModule):
+    """Train a LabModel; logs val_score, the accuracy (or the negative squared error) on fresh sequences.
+
+    Args:
+        model: See model.py.
+        lr: Learning rate.
+        weight_decay: Of the parameters that decay.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float):
+        super().__init__()
+        self.model, self.lr, self.weight_decay = model, lr, weight_decay
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        loss, _ = measure(self.model(batch[0]), batch[1])
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and score."""
+        loss, score = measure(self.model(batch[0]), batch[1])
+        self.log_dict({"val_loss": loss, "val_score": score}, batch_size=len(batch[0]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW by what the modules ask for, at one rate."""
+        return make_optimizer(self.model, self.lr, self.weight_decay)
+
+
+class Solved(Callback):
+    """End the training when fresh sequences are answered right."""
+
+    def __init__(self, score: float):
+        self.score = score
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Look at val_score."""
+        if float(trainer.callback_metrics.get("val_score", -torch.inf)) >= self.score:
+            trainer.should_stop = True

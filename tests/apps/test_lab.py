@@ -1,0 +1,170 @@
+"""The lab: tasks that ask what they say, a run that learns, resumes and answers, and the table."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from apps.lab import table
+from apps.lab.__main__ import main
+from apps.lab.config import LabConfig, TableConfig
+from apps.lab.experiment import run
+from apps.lab.model import LabModel
+from apps.lab.task import measure
+from apps.lab.tasks import NOTHING, TASKS, task
+from ssmcore.mixer import Unsupported
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batches_repeat_by_seed_and_hold_what_they_promise(name):
+    job = task(name)
+    x, y = job(5, job.length, 7)
+    again = job(5, job.length, 7)
+    torch.testing.assert_close((x, y), again, equal_nan=True)
+    other = job(5, job.length, 8)[0]
+    assert not torch.equal(x, other)
+    assert len(x) == len(y) == 5
+    if job.kind == "classes":
+        assert 0 <= x.min() <= x.max() < job.tokens
+        asked = y[y != NOTHING]
+        assert len(asked)
+        assert 0 <= asked.min() <= asked.max() < job.classes
+    else:
+        assert x.shape[-1] == job.tokens
+    task(name, "paper")
+
+
+def test_induction_asks_what_followed_the_trigger():
+    x, y = task("induction")(200, 32, 0)
+    assert (x[:, -1] == 15).all()
+    assert ((x == 15).sum(1) == 2).all()
+    first = (x == 15).int().argmax(1)
+    assert torch.equal(y[:, -1], x[torch.arange(200), first + 1])
+    assert (y[:, :-1] == NOTHING).all()
+
+
+@pytest.mark.parametrize(("name", "first"), [("copy", True), ("selective_copy", False)])
+def test_copying_asks_for_the_data_in_order(name, first):
+    x, y = task(name)(50, 32, 0)
+    assert x.shape == (50, 36)
+    for tokens, targets in zip(x, y, strict=True):
+        data = tokens[:32][tokens[:32] != 0]
+        assert torch.equal(data, targets[32:])
+        assert (tokens[32:] == 15).all()
+        assert (tokens[:4] != 0).all() == first or not first
+
+
+def test_recall_has_one_value_a_key():
+    x, y = task("recall")(50, 21, 0)
+    for tokens, targets in zip(x.tolist(), y.tolist(), strict=True):
+        book = dict(zip(tokens[:-1:2], tokens[1:-1:2], strict=True))
+        assert all(book[k] == v for k, v in zip(tokens[:-1:2], tokens[1:-1:2], strict=True))
+        assert targets[-1] == book[tokens[-1]]
+
+
+def test_mqar_asks_every_key_once_and_soon_more_often():
+    x, y = task("mqar")(2000, 64, 0)
+    assert ((y != NOTHING).sum(1) == 4).all()
+    for tokens, targets in zip(x[:50].tolist(), y[:50].tolist(), strict=True):
+        book = dict(zip(tokens[:8:2], tokens[1:8:2], strict=True))
+        assert len(book) == 4
+        asked = [i for i, t in enumerate(targets) if t != NOTHING]
+        assert {tokens[i] for i in asked} == set(book)
+        assert all(targets[i] == book[tokens[i]] for i in asked)
+    counts = (y != NOTHING).sum(0)[8::2]
+    assert counts[0] > 5 * counts[-1] > 0
+
+
+def test_parity_and_permutations_are_counted_step_by_step():
+    x, y = task("parity")(20, 16, 0)
+    assert torch.equal(y, x.cumsum(1) % 2)
+    x, y = task("permutation")(20, 12, 0)
+    from itertools import permutations
+
+    elements = list(permutations(range(3)))
+    for tokens, targets in zip(x.tolist(), y.tolist(), strict=True):
+        things = (0, 1, 2)
+        for token, target in zip(tokens, targets, strict=True):
+            things = tuple(things[i] for i in elements[token])
+            assert elements[target] == things
+
+
+def test_regression_is_solved_by_least_squares():
+    inputs, targets = task("regression")(10, 11, 0)
+    for rows, answers in zip(inputs, targets, strict=True):
+        points, values = rows[::2, :5], rows[1::2, 5]
+        assert answers[1::2].isnan().all()
+        torch.testing.assert_close(answers[::2], values)
+        w = torch.linalg.lstsq(points[:10], values[:10, None]).solution
+        torch.testing.assert_close(points[10:] @ w, values[10:, None], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "length"), [("induction", 2), ("selective_copy", 3), ("mqar", 15), ("parity", 0)])
+def test_lengths_that_cannot_be_are_named(name, length):
+    with pytest.raises(ValueError, match=f"length={length}"):
+        task(name)(2, length, 0)
+
+
+def test_measure_counts_what_is_asked_only():
+    answers = torch.tensor([[[5.0, 0.0], [0.0, 5.0], [0.0, 5.0]]])
+    _, score = measure(answers, torch.tensor([[0, NOTHING, 0]]))
+    assert score == 0.5
+    loss, score = measure(torch.tensor([[1.0, 9.0]]), torch.tensor([[3.0, math.nan]]))
+    assert loss == 4
+    assert score == -4
+
+
+def test_a_mixer_that_looks_ahead_is_refused():
+    with pytest.raises(Unsupported, match="causal"):
+        LabModel(4, 4, "bidirectional", {"mixer": "gru"}, d_model=8, num_layers=1)
+
+
+def small(folder, **options):
+    defaults = {"task": ("parity",), "mixer": "gru", "length": 6, "steps": 40, "steps_per_epoch": 20, "fresh": 64}
+    return LabConfig(**{**defaults, "output": str(folder), **options})
+
+
+def test_a_gru_learns_parity_and_keeps_it_at_four_times_the_length(tmp_path):
+    result = run(small(tmp_path, steps=600, steps_per_epoch=50, lr=1e-2), silent=True)
+    assert result.steps < 600
+    assert result.scores["1"] > 0.99
+    assert result.scores["4"] > 0.9
+    saved = json.loads((next(tmp_path.iterdir()) / "result.json").read_text())
+    assert saved["scores"] == result.scores
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
+    whole = run(small(tmp_path / "a"), silent=True)
+    run(small(tmp_path / "b", steps=20), silent=True)
+    folder = next((tmp_path / "b").iterdir())
+    again = run(small(tmp_path / "b", resume=str(folder)), silent=True)
+    assert again.scores == whole.scores
+
+
+def test_the_table_trains_what_is_missing_and_shows_all(tmp_path, capsys):
+    options = {"length": 6, "steps": 20, "steps_per_epoch": 20, "fresh": 32, "longer": [1, 2]}
+    config = TableConfig(tasks=("parity", "induction"), mixers=("gru", "lru"), train=options, output=str(tmp_path))
+    cells = table.run(config)
+    assert len(cells) == 4
+    stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "cells").iterdir()}
+    assert table.run(config) == cells
+    assert stamps == {f: f.stat().st_mtime_ns for f in (tmp_path / "cells").iterdir()}
+    text = (tmp_path / "table.md").read_text()
+    assert "parity 1x" in text
+    assert "| `lru` |" in text
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert len(rows) == 8
+    assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def test_mistakes_are_named(capsys, tmp_path):
+    assert main(["paritty", f"--output={tmp_path}"]) == 2
+    assert "parity" in capsys.readouterr().err
+    assert main(["parity", "--mixer=mambo", f"--output={tmp_path}"]) == 2
+    assert "mamba" in capsys.readouterr().err
+    assert main(["table", "--mixers=[mambo]", f"--output={tmp_path}"]) == 2
+    assert "mamba" in capsys.readouterr().err
+    assert main(["induction", "--length=2", f"--output={tmp_path}"]) == 2
+    assert "length=2" in capsys.readouterr().err
