@@ -126,7 +126,7 @@ _CIFAR = TrainConfig(
     min_lr=1e-5,
     accelerator="cpu",
 )
-"""Small images, 100 seconds of one CPU core: as many steps as the model made in that time, loading included. `--seed 0`."""
+"""Small images, 100 seconds of one CPU core: as many steps as the model made in that time, loading included."""
 
 
 def cifar_vmamba() -> TrainConfig:
