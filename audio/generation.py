@@ -90,6 +90,8 @@ class Generator:
         self.why_not_native = "PyTorch was asked for"
         if backend != "torch":
             try:
+                if self._device.type != "cpu":
+                    raise Unpackable(f"its weights are on {self._device}, the step loop runs on a CPU")
                 self.packed = Packed(model, weights)
             except Unpackable as error:
                 self.why_not_native = str(error)
@@ -103,7 +105,7 @@ class Generator:
 
     @property
     def backend(self) -> str:
-        """ "native" or "torch", as chosen."""
+        """Which was chosen: native or torch."""
         return "torch" if self.packed is None else "native"
 
     @property

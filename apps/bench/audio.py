@@ -12,6 +12,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from pathlib import Path
 
 from .timing import Neighbours, Protocol, interleave
@@ -39,12 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the file."""
+    from ssm_kernels import native_build
+
+    from audio.errors import AudioError
+
+    if (reason := native_build.why_unavailable()) is not None:
+        print(f"python -m apps.bench audio: nothing to compare, {reason}", file=sys.stderr)
+        return 2
     result = {"machine": machine(), "rows": []}
     for name in args.case:
         result["rows"] += measure(name, Protocol(budget=args.seconds))
     result["machine"]["load_after"] = os.getloadavg()[0]
     if args.checkpoint:
-        result["bits_per_sample"] = losses(args.checkpoint, args.sound)
+        try:
+            result["bits_per_sample"] = losses(args.checkpoint, args.sound)
+        except AudioError as error:
+            print(f"python -m apps.bench audio: {error}", file=sys.stderr)
+            return 2
     if args.json == "-":
         print(json.dumps(result, indent=1))
         return 0
