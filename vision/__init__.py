@@ -3,6 +3,8 @@
     import vision.models                    registers with timm: timm.create_model("vim_tiny_patch16_224")
     vision.create_model(name, ...), vision.list_models("vim*"), vision.load_checkpoint(model, path)
 
+    python -m vision.train, .evaluate, .predict, .benchmark     with timm's flags, for any timm model
+
 `import vision` alone imports neither torch nor timm, so that `--help` is quick; the three functions do when they are
 first asked for. The models are in `vision.models`, a family a file.
 """

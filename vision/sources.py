@@ -249,8 +249,9 @@ def _of_part(
     names = [reader.class_idx_to_name[number] for number in sorted(reader.class_idx_to_name)]
     classes = classes or tuple(names)
     _refuse_strangers(str(root), {names[t] for t in set(reader.targets.tolist())}, classes)
-    reader.targets = np.array([classes.index(names[t]) for t in reader.targets.tolist()])
-    return FileSource(reader, {name: number for number, name in enumerate(classes)})
+    numbers = {name: number for number, name in enumerate(classes)}
+    reader.targets = np.array([numbers.get(name, -1) for name in names])[reader.targets]
+    return FileSource(reader, numbers)
 
 
 def _check_folders(root: Path, classes: tuple[str, ...] | None) -> None:
