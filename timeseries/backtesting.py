@@ -163,10 +163,12 @@ def _quantiles(predictor: SSMPredictor, series: Any, origins: Tensor, levels: tu
             result = torch.stack([values.values[_nearest(values.levels, level)] for level in levels])
         return result[:, 0].cpu() + series.first[:, None, None]
     point = network.head.point(window, hidden).cpu()
-    rows = []
+    # Rows of errors go by their outcome, so what one origin knows is a slice of what the last one knows.
+    errors, rows = recent_errors(series.target[None], point, count), []
     for origin, place in zip(origins.tolist(), places.tolist(), strict=True):
-        errors = recent_errors(series.target[None, :, : origin + 1], point[:, :, : place + 1], calibration.memory)
-        rows.append(point[:, :, place] + calibration.quantiles(errors, window.scale[..., place].cpu(), levels))
+        stop = errors.shape[2] - (series.length - 1 - origin)
+        known = errors[:, :, max(0, stop - calibration.memory) : stop]
+        rows.append(point[:, :, place] + calibration.quantiles(known, window.scale[..., place].cpu(), levels))
     return torch.stack(rows, 3)[:, 0] + series.first[:, None, None]
 
 

@@ -1,6 +1,6 @@
 """A trained forecaster: the network, the scaler and what the columns were; one safetensors file holds it all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from ssmcore.engine import load_weights, save_weights
 
 from .config import PatchConfig
+from .conformal import Calibration, recent_errors
 from .data import Scaler
 from .errors import DataError
 from .models.linear_ssm import LinearSSM
+
+MEMORY, FEWEST = 2000, 30
+"""Errors a step that intervals are made of, at most and at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,31 @@ class Forecaster:
             else:
                 future = self.model.eval()(past[None, :, -length:].to(self.model.encoder.head.weight))[0]
         return self.scaler.inverse(future.double().cpu().numpy().T)
+
+    def quantiles(self, values: np.ndarray, levels: Sequence[float]) -> np.ndarray | None:
+        """Conformal quantiles of what follows the last row, from the errors of forecasts made along the past.
+
+        Args:
+            values: In the units of the file, NaN where missing, shape (t, c).
+            levels: n of them.
+        Returns:
+            float64, shape (n, h, c), rising in n; None where the past has the outcome of too few forecasts.
+        """
+        horizon, linear = self.linear.prediction_length, isinstance(self.model, LinearSSM)
+        memory = MEMORY if linear else MEMORY // 10  # a network is run once a forecast
+        past = torch.from_numpy(self.scaler.transform(values).T.copy())
+        first = max(len(values) - memory - horizon, (self.linear.context_length or 1) - 1)
+        origins = torch.arange(first, len(values))
+        if len(origins) < horizon + FEWEST:
+            return None
+        with torch.no_grad():
+            made = torch.cat([self.from_origins(row)(origins) for row in past.split(1)])[None]
+        errors = recent_errors(past[None], made, min(memory, len(origins) - horizon))
+        unknown = Calibration(
+            sketch=torch.zeros(100, horizon).double(), inflation=torch.ones(horizon).double(), memory=0
+        )
+        quantiles = made[0, None, :, -1] + unknown.quantiles(errors, torch.ones(1, len(past)).double(), levels)[:, 0]
+        return self.scaler.inverse(quantiles.transpose(1, 2).numpy())
 
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file.

@@ -49,6 +49,39 @@ def plot_forecast(
     _save(figure, path)
 
 
+def plot_future(
+    path: str | Path,
+    dates: pd.DatetimeIndex,
+    values: np.ndarray,
+    ahead: pd.DatetimeIndex,
+    forecast: np.ndarray,
+    quantiles: np.ndarray | None,
+    columns: tuple[str, ...],
+) -> None:
+    """A forecast of what is not known yet, with bands between the outermost quantiles, the next ones, and so on.
+
+    Args:
+        path: PNG file.
+        dates, values: The past, in the units of the file, shapes (t,) and (t, c); the last three horizons are drawn.
+        ahead, forecast: Shapes (h,) and (h, c).
+        quantiles: Shape (n, h, c), rising in n; None for none.
+        columns: Names of the c series; at most four, spread over them and with the last, are drawn.
+    """
+    picks = sorted({round(i) for i in np.linspace(len(columns) - 1, 0, min(MOST_PANELS, len(columns)))})
+    figure, axes = plt.subplots(len(picks), 1, figsize=(10, 2.4 * len(picks)), sharex=True, squeeze=False)
+    past = slice(max(0, len(dates) - 3 * len(ahead)), None)
+    for axis, c in zip(axes[:, 0], picks, strict=True):
+        axis.plot(dates[past], values[past, c], color="0.2", linewidth=1, label="observed")
+        for i in range(0 if quantiles is None else len(quantiles) // 2):
+            low, high = quantiles[i, :, c], quantiles[len(quantiles) - 1 - i, :, c]
+            axis.fill_between(ahead, low, high, color="C0", alpha=0.2, linewidth=0, label="interval" if not i else None)
+        axis.plot(ahead, forecast[:, c], color="C0", linewidth=1.6, label="forecast")
+        axis.set_ylabel(columns[c])
+    axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, frameon=False)
+    figure.autofmt_xdate()
+    _save(figure, path)
+
+
 def plot_errors(path: str | Path, by_step: dict[str, np.ndarray], title: str) -> None:
     """Mean squared error along the horizon.
 

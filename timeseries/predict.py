@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import DataError
 
@@ -18,7 +19,11 @@ class PredictConfig:
     data: str = ""
     """CSV file with the columns and the step that the forecaster was trained on; its rows are the past."""
     output: str = "forecast.csv"
-    """CSV file to write: the dates that follow and a column for each series."""
+    """CSV file to write: the dates that follow, and for each series a column and one for each of its quantiles."""
+    levels: tuple[float, ...] = (0.1, 0.9)
+    """Quantile levels of the intervals, from the errors of forecasts made along the past; [] for none."""
+    picture: str | None = None
+    """PNG file to draw; None puts it beside the CSV file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ssmcore.engine import cli
 
     words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(PredictConfig, words, prog=PROG, usage="--run RUN_DIR --data FILE.csv [--output forecast.csv]")
+    config = cli.parse(
+        PredictConfig,
+        words,
+        prog=PROG,
+        usage="--run RUN_DIR --data FILE.csv [--output forecast.csv] [--levels '[0.1,0.9]']",
+    )
     try:
         return predict(config)
     except DataError as error:
@@ -50,11 +60,17 @@ def predict(config: PredictConfig) -> int:
     Raises:
         DataError: A path, the columns or the step do not fit.
     """
+    from pathlib import Path
+
     import pandas as pd
 
     from .data import read_csv
     from .forecaster import Forecaster
+    from .plots import plot_future
 
+    levels = tuple(sorted(config.levels))
+    if levels and not 0 < levels[0] <= levels[-1] < 1:
+        raise DataError(f"--levels {list(config.levels)}: quantile levels lie between 0 and 1")
     if not config.run or not config.data:
         raise DataError("give a run folder with --run RUN_DIR and the past with --data FILE.csv")
     try:
@@ -69,9 +85,18 @@ def predict(config: PredictConfig) -> int:
         )
     future = forecaster.predict(table.values)
     dates = pd.date_range(table.dates[-1], periods=len(future) + 1, freq=table.frequency.offset)[1:]
-    frame = pd.DataFrame(future, columns=list(table.columns))
-    frame.insert(0, "date", dates)
+    quantiles = forecaster.quantiles(table.values, levels) if levels else None
+    columns: dict[str, Any] = {"date": dates}
+    for c, name in enumerate(table.columns):
+        columns[name] = future[:, c]
+        for level, values in zip(levels, [] if quantiles is None else quantiles, strict=False):
+            columns[f"{name} {level:g}"] = values[:, c]
+    frame = pd.DataFrame(columns)
     frame.to_csv(config.output, index=False)
+    picture = config.picture or str(Path(config.output).with_suffix(".png"))
+    plot_future(picture, table.dates, table.values, dates, future, quantiles, table.columns)
+    if levels and quantiles is None:
+        print(f"{config.data}: {len(table.dates)} rows are too few for intervals; the forecast has none")
     print(f"{config.output}: {len(frame)} steps from {dates[0]} to {dates[-1]}")
     return 0
 

@@ -67,7 +67,10 @@ def test_predict_command(trained, capsys):
     assert predict.main([*words, str(folder / "runs" / "waves-24-linear_ssm-free")]) == 0
     frame = pd.read_csv(folder / "f.csv", parse_dates=["date"])
     past = pd.read_csv(folder / "waves.csv", parse_dates=["date"])
-    assert list(frame.columns) == ["date", "x0", "x1"]
+    assert list(frame.columns) == ["date", "x0", "x0 0.1", "x0 0.9", "x1", "x1 0.1", "x1 0.9"]
+    assert (frame["x1 0.1"] < frame["x1"]).all()
+    assert (frame["x1"] < frame["x1 0.9"]).all()
+    assert (folder / "f.png").read_bytes()[:4] == b"\x89PNG"
     assert len(frame) == 24
     assert frame["date"][0] == past["date"].iloc[-1] + pd.Timedelta("1h")
     assert abs(frame["x1"].mean() - past["x1"].iloc[-24:].mean()) < 3

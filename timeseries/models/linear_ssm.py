@@ -334,7 +334,7 @@ def filter_bank(drive: Tensor, poles: Tensor) -> Tensor:
     powers = poles ** torch.arange(CHUNK + 1, device=drive.device)[:, None]
     kernel = torch.where((lag >= 0)[..., None], powers[lag.clamp_min(0)], 0)  # (i, j, n)
     kernel = kernel.transpose(0, 1).reshape(CHUNK, -1)
-    chunks = nn.functional.pad(drive, (0, -t % CHUNK)).view(-1, CHUNK)
+    chunks = nn.functional.pad(drive, (0, -t % CHUNK)).reshape(-1, CHUNK)
     if kernel.is_complex():
         inner = torch.complex(chunks @ kernel.real, chunks @ kernel.imag)
     else:
