@@ -10,6 +10,7 @@ Ratios are of CPU time of the process, in one run, in turns. Orders are computed
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class Problem:
     channels: int
     root: str
     source: str | None
+    file: str
+    """Where the prepared batches lie."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,10 +69,12 @@ def measure(args: argparse.Namespace) -> dict:
     from .scan import describe_machine
 
     torch.set_num_threads(args.threads)
-    rows, protocol = [], Protocol(budget=args.seconds)
+    rows, protocol, folder = [], Protocol(budget=args.seconds), tempfile.TemporaryDirectory()
     for name in args.set:
         for size in args.batch_size:
-            problem = Problem(name, size, args.batches, args.channels, args.root, args.source)
+            file = str(Path(folder.name) / f"{name}-{size}.pt")
+            problem = Problem(name, size, args.batches, args.channels, args.root, args.source, file)
+            prepare(problem)
             jobs = {row: make_job(problem, row, small=False) for row in args.row}
             padding, difference, busy = padding_factor(problem), padded_difference(problem), Neighbours()
             with tqdm(total=len(jobs), desc=f"{name}, batch {size}", leave=False, disable=None) as bar:
@@ -82,6 +87,7 @@ def measure(args: argparse.Namespace) -> dict:
                      "padding": padding, "difference": difference, "cores_used_by_others": busy.cores()}
                 )  # fmt: skip
             print(as_text([r for r in rows if (r["set"], r["batch_size"]) == (name, size)]), flush=True)
+    folder.cleanup()
     sizes = {"channels": args.channels, "batches": args.batches, "threads": args.threads}
     return {"machine": describe_machine(), "sizes": sizes, "rows": rows}
 
@@ -134,30 +140,42 @@ def padded_difference(problem: Problem) -> float:
     return float((packed - padded).abs().max() / packed.abs().max())
 
 
-_KEPT: dict = {}  # graphs are read once
-
-
-def _batches(problem: Problem, small: bool) -> list:
+def prepare(problem: Problem) -> None:
+    """Draw the batches, compute their orders and write them to `problem.file`, which every row then reads."""
     import torch
     from torch_geometric.data import Batch
 
     from graph.config import ModelConfig
     from graph.data import load_graphs
-    from graph.precompute import precompute, topology_of
+    from graph.precompute import precompute
 
     if problem.name not in _KEPT:
         _KEPT[problem.name] = load_graphs(problem.name, root=problem.root, source=problem.source).graphs
-    graphs = _KEPT[problem.name]
+    graphs, size = _KEPT[problem.name], problem.batch_size
     rng = torch.Generator().manual_seed(0)
-    size, count = (2, 1) if small else (problem.batch_size, problem.batches)
-    order = torch.randperm(len(graphs), generator=rng).tolist()[: size * count]
+    order = torch.randperm(len(graphs), generator=rng).tolist()[: size * problem.batches]
     chosen = precompute([graphs[i] for i in order], ModelConfig(), bar=False)
-    out = []
-    for start in range(0, len(chosen), size):
-        topology = topology_of(Batch.from_data_list(chosen[start : start + size]), "canonical")
-        out.append((torch.randn(topology.num_nodes, problem.channels, generator=rng), topology))
-        topology.classes("canonical")
-    return out
+    parts = [chosen[:2], *(chosen[start : start + size] for start in range(0, len(chosen), size))]  # the first is small
+    stored = []
+    for batch in map(Batch.from_data_list, parts):
+        x = torch.randn(batch.num_nodes, problem.channels, generator=rng)
+        stored.append({"x": x, "edges": batch.edge_index, "batch": batch.batch, "rank": batch.rank})
+    torch.save(stored, problem.file)
+
+
+_KEPT: dict = {}  # graphs are read once
+
+
+def _batches(problem: Problem, small: bool) -> list:
+    import torch
+
+    from graph.topology import Topology
+
+    stored = torch.load(problem.file, weights_only=True)
+    return [
+        (b["x"], Topology.of(b["edges"], b["batch"], len(b["x"]), ranks={"canonical": b["rank"]}))
+        for b in (stored[:1] if small else stored[1:])
+    ]
 
 
 def _layer(problem: Problem, row: str):

@@ -7,20 +7,26 @@ import pytest
 import torch
 
 from apps.bench import graphs
-from apps.bench.graphs import ROWS, Problem, as_text, make_job, padded_difference, padding_factor
-
-TINY = Problem("shortest_paths", 4, 2, 8, "nowhere", None)
+from apps.bench.graphs import ROWS, Problem, as_text, make_job, padded_difference, padding_factor, prepare
 
 
-def test_packed_and_padded_give_the_same_and_padding_is_counted():
-    assert padded_difference(TINY) < 1e-5
-    assert 1 < padding_factor(TINY) < 2
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    file = tmp_path_factory.mktemp("bench") / "tiny.pt"
+    problem = Problem("shortest_paths", 4, 2, 8, "nowhere", None, str(file))
+    prepare(problem)
+    return problem
+
+
+def test_packed_and_padded_give_the_same_and_padding_is_counted(tiny):
+    assert padded_difference(tiny) < 1e-5
+    assert 1 < padding_factor(tiny) < 2
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_row_runs_forward_and_backward(row):
-    make_job(TINY, row, small=True)()
-    make_job(TINY, row, small=False)()
+def test_every_row_runs_forward_and_backward(row, tiny):
+    make_job(tiny, row, small=True)()
+    make_job(tiny, row, small=False)()
 
 
 def test_measure_and_table(tmp_path, monkeypatch, capsys):
