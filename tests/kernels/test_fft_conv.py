@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from ssm_kernels import fft_conv
 from ssm_kernels.fft_conv import fourier, op
 
-# Each backend as it is, and "native" forced to one of its two ways whatever the number of taps.
-FORMS = {"reference": None, "native": None, "native by transform": 0, "native by direct sum": 1 << 30}
+# Each backend as it is, and "native" forced to one of its ways whatever the number of taps.
+FORMS = {
+    "reference": None,
+    "native": None,
+    "native by transform": 0,
+    "native by direct sum": 1 << 30,
+    "native by two factors": "monarch",
+}
 LENGTHS = (0, 1, 2, 31, 32, 33, 197)
 TAPS = (1, 2, 5, 33, 64, 250)
 NAMES = ("x", "kernel", "kernel_back", "D")
@@ -20,12 +26,18 @@ NAMES = ("x", "kernel", "kernel_back", "D")
 
 def form(name):
     """Context in which that form runs."""
-    return nullcontext() if FORMS[name] is None else patch.object(op, "few_taps", lambda device: FORMS[name])
+    return (
+        nullcontext() if not isinstance(FORMS[name], int) else patch.object(op, "few_taps", lambda device: FORMS[name])
+    )
 
 
 def run(tensors, backend, **options):
     with form(backend):
-        return fft_conv(**tensors, backend=backend.split()[0], **options)
+        return fft_conv(**tensors, backend=backend.split()[0], algorithm=algorithm(backend), **options)
+
+
+def algorithm(name):
+    return "monarch" if FORMS[name] == "monarch" else "auto"
 
 
 def arguments(b=2, l=17, d=5, k=9, m=None, *, skip=True, seed=0, dtype=torch.float64):
@@ -195,7 +207,13 @@ class TestProperties:
         leaves = [t.requires_grad_() for t in arguments(m=4, dtype=torch.float32).values()]
 
         def loss(x, kernel, kernel_back, D):
-            return fft_conv(x, kernel, kernel_back=kernel_back, D=D, backend=backend.split()[0]).square().sum()
+            return (
+                fft_conv(
+                    x, kernel, kernel_back=kernel_back, D=D, backend=backend.split()[0], algorithm=algorithm(backend)
+                )
+                .square()
+                .sum()
+            )
 
         with form(backend):
             compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -204,7 +222,7 @@ class TestProperties:
             close(actual, expected.double(), 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", "native", "monarch"])
 def test_opcheck(backend):
     x, kernel, kernel_back, D = (t.requires_grad_() for t in arguments(1, 5, 3, 4, 2, dtype=torch.float32).values())
     call = torch.ops.ssm_kernels.fft_conv.default
@@ -240,6 +258,7 @@ def test_fast_sizes_are_the_next_even_ones():
         (dict(cu_seqlens=torch.tensor([0, 4])), "needs batch size 1, got 2"),
         (dict(cu_seqlens=torch.tensor([0, 4]), lengths=torch.tensor([4, 4])), "not both"),
         (dict(backend="fft"), "backend='fft', expected one of"),
+        (dict(algorithm="butterfly"), "algorithm='butterfly', expected one of"),
         (dict(kernel=torch.ones(3, 3, device="meta")), "kernel is on meta, but x is on cpu"),
     ],
 )

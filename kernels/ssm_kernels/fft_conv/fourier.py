@@ -5,13 +5,26 @@ the kernel's reach, so nothing wraps around and nothing passes from one row to a
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..native_call import covers
 from ..rows import Row
+from .monarch import monarch_irfft, monarch_rfft
+
+
+class Transform(NamedTuple):
+    """How real steps become a spectrum, rfft(x, n), and back, irfft(X, n), over the last axis."""
+
+    rfft: Callable[[Tensor, int], Tensor]
+    irfft: Callable[[Tensor, int], Tensor]
+
+
+LIBRARY = Transform(torch.fft.rfft, torch.fft.irfft)
+MONARCH = Transform(monarch_rfft, monarch_irfft)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -35,8 +48,8 @@ class Plan:
     Time runs along the last dimension there, which is what FFT libraries lay out anyway.
     """
 
-    def __init__(self, length: int, kernel: Tensor, future: Tensor | None):
-        self.length = length
+    def __init__(self, length: int, kernel: Tensor, future: Tensor | None, transform: Transform):
+        self.length, self.transform = length, transform
         self.k = min(kernel.shape[0], length)
         self.f = 0 if future is None else min(future.shape[0], length - 1)
         self.n = fast_size(length + max(self.k - 1, self.f))
@@ -44,19 +57,19 @@ class Plan:
         taps[:, : self.k] = kernel[: self.k].t()
         if future is not None and self.f:
             taps[:, self.n - self.f :] = future[: self.f].flip(0).t()
-        self.spectrum = torch.fft.rfft(taps)
+        self.spectrum = transform.rfft(taps, self.n)
 
     def analyse(self, x: Tensor) -> Tensor:
         """Spectrum (g, d, n/2 + 1) of steps (g, length, d)."""
-        return torch.fft.rfft(x.transpose(1, 2), n=self.n)
+        return self.transform.rfft(x.transpose(1, 2), self.n)
 
     def synthesise(self, spectrum: Tensor) -> Tensor:
         """Steps (g, length, d) of a spectrum."""
-        return torch.fft.irfft(spectrum, n=self.n)[..., : self.length].transpose(1, 2)
+        return self.transform.irfft(spectrum, self.n)[..., : self.length].transpose(1, 2)
 
     def add_tap_gradients(self, spectrum: Tensor, dkernel: Tensor, dfuture: Tensor | None) -> None:
         """Add the gradients of the taps from the gradient's spectrum (d, n/2 + 1)."""
-        taps = torch.fft.irfft(spectrum, n=self.n).t()
+        taps = self.transform.irfft(spectrum, self.n).t()
         dkernel[: self.k] += taps[: self.k]
         if dfuture is not None and self.f:
             dfuture[: self.f] += taps[self.n - self.f :].flip(0)
@@ -85,22 +98,35 @@ def _scatter(padded: Tensor, rows: list[Row], out: Tensor) -> None:
         out[row.batch, row.start : row.start + row.length] = padded[i, : row.length]
 
 
-def forward(x: Tensor, kernel: Tensor, future: Tensor | None, D: Tensor | None, rows: list[Row] | None) -> Tensor:
+def forward(
+    x: Tensor,
+    kernel: Tensor,
+    future: Tensor | None,
+    D: Tensor | None,
+    rows: list[Row] | None,
+    transform: Transform = LIBRARY,
+) -> Tensor:
     """y (b, l, d); arguments as in reference.py."""
     if rows is None:
         if x.numel() == 0:
             return x.new_zeros(x.shape)
-        plan = Plan(x.shape[1], kernel, future)
+        plan = Plan(x.shape[1], kernel, future, transform)
         y = plan.synthesise(plan.analyse(x).mul_(plan.spectrum))
         return y.contiguous() if D is None else torch.addcmul(y, x, D).contiguous()
     y = x.new_empty(x.shape) if covers(rows, x.shape[0], x.shape[1]) else x.new_zeros(x.shape)
     for length, some in _alike(rows):
-        _scatter(forward(_gather(x, some, length), kernel, future, D, None), some, y)
+        _scatter(forward(_gather(x, some, length), kernel, future, D, None, transform), some, y)
     return y
 
 
 def backward(
-    dy: Tensor, x: Tensor, kernel: Tensor, future: Tensor | None, D: Tensor | None, rows: list[Row] | None
+    dy: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    future: Tensor | None,
+    D: Tensor | None,
+    rows: list[Row] | None,
+    transform: Transform = LIBRARY,
 ) -> list[Tensor]:
     """Gradients dx, dkernel, dfuture and dD; the last two where the input is given."""
     dx = x.new_empty(x.shape) if rows is None or covers(rows, x.shape[0], x.shape[1]) else x.new_zeros(x.shape)
@@ -109,7 +135,7 @@ def backward(
     whole = [(x.shape[1], None)] if x.numel() else []
     for length, some in whole if rows is None else _alike(rows):
         x_here, dy_here = (x, dy) if some is None else (_gather(x, some, length), _gather(dy, some, length))
-        plan = Plan(length, kernel, future)
+        plan = Plan(length, kernel, future, transform)
         spectrum = plan.analyse(dy_here)
         plan.add_tap_gradients(plan.analyse(x_here).conj_physical_().mul_(spectrum).sum(0), dkernel, dfuture)
         dx_here = plan.synthesise(spectrum.mul_(plan.spectrum.conj_physical_()))

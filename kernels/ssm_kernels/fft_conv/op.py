@@ -13,12 +13,14 @@ from torch import Tensor
 from .. import backends, rows
 from ..by_rows import bounds_on_device, rows_or_none
 from ..causal_conv1d import causal_conv1d
-from ..checks import FLOATS, Shapes, check_devices, check_dtype, compute_dtype
+from ..checks import FLOATS, Shapes, check_choice, check_devices, check_dtype, compute_dtype
 from ..derivatives import register_differentiable
 from . import fourier, reference
 
 # torch.fft is native code that torch brings for each device.
 PROBES: dict[str, backends.Probe] = {"native": lambda device: None, "reference": backends.reference_probe}
+# Inside the registered operator, "monarch" is a backend of its own.
+TRANSFORMS = {"native": fourier.LIBRARY, "monarch": fourier.MONARCH}
 
 
 def fft_conv(
@@ -31,6 +33,7 @@ def fft_conv(
     cu_seqlens: Int[Tensor, " r+1"] | None = None,
     lengths: Int[Tensor, " b"] | None = None,
     reverse: bool = False,
+    algorithm: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     """Convolve each channel with its own long kernel, over the past and, if wanted, over the future.
@@ -52,15 +55,21 @@ def fft_conv(
         lengths: Valid steps of each item, int32 or int64, shape (b,); the padding to the right of them gives y = 0 and
             is seen by no step.
         reverse: Exchange past and future: flip(fft_conv(flip(x), ...)).
+        algorithm: Of the backend "native": "auto", torch.fft or for few taps the direct sum; or "monarch", a transform
+            of two dense matrix products.
         backend: "auto", "native" (torch.fft, on every device) or "reference".
     Returns:
         y, shape and dtype of x.
     Raises:
         ValueError: A shape, dtype, device or value disagrees; names the argument, what was expected and what came.
-    Source: Gu et al. 2022, S4, sec. 3.4 and app. C (kernels by FFT); two-sided kernels as in the released code.
+    Source: Gu et al. 2022, S4, sec. 3.4 and app. C (kernels by FFT); two-sided kernels as in the released code; Fu et
+    al. 2024, FlashFFTConv ("monarch").
     """
     dtype = _check(x, kernel, kernel_back, back_lag, D, cu_seqlens, lengths)
+    check_choice("fft_conv", "algorithm", algorithm, ("auto", "monarch"))
     chosen = backends.choose("fft_conv", backend, x.device.type, PROBES)
+    if algorithm == "monarch" and chosen == "native":
+        chosen = "monarch"
     kernel = kernel[: max(x.shape[1], 1)].to(dtype)
     now, past, future = kernel[:1], kernel[1:], None
     if kernel_back is not None:
@@ -123,8 +132,9 @@ def _reference(x, kernel, future, D, cu_seqlens, lengths, backend):
 
 
 def _forward(x, kernel, future, D, cu_seqlens, lengths, backend):
-    if backend == "native":
-        return (fourier.forward(x, kernel, future, D, rows_or_none("fft_conv", x, cu_seqlens, lengths)),)
+    if backend in TRANSFORMS:
+        the_rows = rows_or_none("fft_conv", x, cu_seqlens, lengths)
+        return (fourier.forward(x, kernel, future, D, the_rows, TRANSFORMS[backend]),)
     return _reference(x, kernel, future, D, cu_seqlens, lengths, backend)
 
 
@@ -134,10 +144,10 @@ def _fake(x, kernel, future, D, cu_seqlens, lengths, backend):
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     x, kernel, future, D, cu_seqlens, lengths, backend = inputs
-    if backend != "native":
+    if backend not in TRANSFORMS:
         return None
     the_rows = rows_or_none("fft_conv", x, cu_seqlens, lengths)
-    return fourier.backward(cotangents[0], x, kernel, future, D, the_rows)
+    return fourier.backward(cotangents[0], x, kernel, future, D, the_rows, TRANSFORMS[backend])
 
 
 register_differentiable(
