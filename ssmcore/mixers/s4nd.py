@@ -1,6 +1,6 @@
 """S4ND: state-space convolutions over the axes of a grid, each by its own S4D kernel that looks both ways.
 
-    y = mean over r of K_1r * (K_2r * x) + D x,   out = glu(out_proj gelu(y))
+    y = mean over r of K_1r * (K_2r * x) + D x,   out = glu(out_proj gelu(y)), or y itself
 
 The kernel over the grid is the outer product of those of the axes (a sum of `rank` products), so the axes are filtered
 one after the other. Each axis has a kernel ahead and one back; the present counts once. As K comes from a continuous
@@ -44,10 +44,17 @@ class S4NDConfig:
     """Largest initial step."""
     rate: float = 1.0
     """Length of a token, in tokens of the training data: 2 on a grid of half the resolution."""
+    channels: int = 1
+    """Kernels of each input channel; the output map reads what all of them make."""
+    tied: bool = False
+    """One set of poles an axis, for all channels and both ways; each keeps its own step and C."""
+    map_out: bool = True
+    """Whether a gated map of the channels follows; without, the layer is a linear filter, as a convolution is."""
     bandlimit: float | None = None
     """Highest frequency of a mode, in multiples of the grid's own highest; None keeps all."""
     grid: Sequence[int] | None = None
-    """Tokens along each axis; None reads shared["grid"] at each call, so that the size may change."""
+    """Tokens along each axis; None reads shared["grid"] at each call, so that the size may change. With a single axis
+    None is the sequence itself."""
     lr_scale: float = 0.1
     """Factor on the learning rate of poles and steps, which do not decay."""
 
@@ -57,6 +64,8 @@ class S4NDConfig:
                 f"S4NDConfig: axes={self.axes}, rank={self.rank}, init={self.init!r}, grid={self.grid}, expected at "
                 "least one axis and product, complex poles, and a size for each axis"
             )
+        if self.channels < 1 or (self.channels > 1 and not self.map_out):
+            raise ValueError(f"S4NDConfig: channels={self.channels}, expected at least 1, and 1 without an output map")
 
 
 class S4ND(Mixer):
@@ -69,22 +78,28 @@ class S4ND(Mixer):
     title = "S4D over the axes of a grid, both ways"
     operator = "fft_conv"
     Config = S4NDConfig
-    examples = ({"d_state": 4}, {"d_state": 6, "rank": 2, "init": "inv", "bandlimit": 1.0})
+    examples = (
+        {"d_state": 4},
+        {"d_state": 6, "rank": 2, "init": "inv", "bandlimit": 1.0},
+        {"d_state": 4, "channels": 2, "tied": True},
+        {"d_state": 4, "map_out": False},
+    )
     causal = recurrent = takes_rows = False
 
     def __init__(self, d_model: int, config: S4NDConfig | None = None):
         super().__init__(d_model, config)
         c: S4NDConfig = self.config
-        if c.grid is None:
+        if c.grid is None and c.axes > 1:
             self.needs = frozenset({"grid"})
         poles = s4d_poles(c.init, c.d_state)
-        shape = (c.axes, 2, c.rank, d_model)  # for each axis: ahead and back
+        shape = (c.axes, 2, c.rank, c.channels * d_model)  # for each axis: ahead and back
+        own = (c.axes, 1, 1, 1) if c.tied else shape
         self.log_dt = nn.Parameter(log_uniform(math.prod(shape), c.dt_min, c.dt_max).log().view(shape))
-        self.A_log = nn.Parameter((-poles.real).log().float().expand(*shape, -1).clone())
-        self.A_imag = nn.Parameter(poles.imag.float().expand(*shape, -1).clone())
+        self.A_log = nn.Parameter((-poles.real).log().float().expand(*own, -1).clone())
+        self.A_imag = nn.Parameter(poles.imag.float().expand(*own, -1).clone())
         self.C = nn.Parameter(torch.randn(*shape, len(poles), 2) * 0.5**0.5)
-        self.D = nn.Parameter(torch.randn(d_model))
-        self.out_proj = nn.Linear(d_model, 2 * d_model)
+        self.D = nn.Parameter(torch.randn(shape[-1]))
+        self.out_proj = nn.Linear(shape[-1], 2 * d_model) if c.map_out else None
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Poles and steps learn slowly and do not decay. No shapes, raises nothing."""
@@ -96,13 +111,15 @@ class S4ND(Mixer):
         Raises:
             ValueError: The grid does not have l tokens.
         """
-        grid = tuple(self.config.grid or (ctx.shared or {})["grid"])
+        alone = (x.shape[1],) if self.config.axes == 1 else None
+        grid = tuple(self.config.grid or alone or (ctx.shared or {})["grid"])
         if len(grid) != self.config.axes or math.prod(grid) != x.shape[1]:
             raise ValueError(f"S4ND: x has {x.shape[1]} tokens, expected those of {self.config.axes} axes, {grid}")
-        return F.glu(self.out_proj(F.gelu(self.core(x, grid))), dim=-1), None
+        y = self.core(x.repeat(1, 1, self.config.channels), grid)
+        return (y if self.out_proj is None else F.glu(self.out_proj(F.gelu(y)), dim=-1)), None
 
     def core(self, x: Tokens, grid: Sequence[int]) -> Tokens:
-        """The linear map over a grid, shape (b, i j .., d). Raises nothing."""
+        """The linear map over a grid, shape (b, i j .., channels d). Raises nothing."""
         with torch.autocast(x.device.type, enabled=False):
             u = at_least_float32(x).unflatten(1, tuple(grid))
             total = torch.zeros_like(u)
@@ -118,12 +135,13 @@ class S4ND(Mixer):
         return y.flatten(1, -2).to(x.dtype)
 
     def kernel(self, axis: int, way: int, r: int, length: int) -> Float[Tensor, "l d"]:
-        """Taps along one axis, ahead (0) or back (1), of one product r, shape (l, d), in float32 or wider.
+        """Taps along one axis, ahead (0) or back (1), of one product r, shape (l, channels d), in float32 or wider.
 
         Raises:
             IndexError: No such axis, way or product.
         """
-        real, imag = -at_least_float32(self.A_log[axis, way, r]).exp(), at_least_float32(self.A_imag[axis, way, r])
+        place = (axis, 0, 0) if self.config.tied else (axis, way, r)
+        real, imag = -at_least_float32(self.A_log[place]).exp(), at_least_float32(self.A_imag[place])
         A, C = torch.complex(real, imag), complex_of(self.C[axis, way, r])
         dt = at_least_float32(self.log_dt[axis, way, r]).exp()[:, None] * self.config.rate
         if self.config.bandlimit is not None:  # cycles a token of each mode; half a cycle is the highest

@@ -4,7 +4,7 @@ A family is one file: the model, its variants as timm entry points, and `checkpo
 authors published.
 """
 
-from . import localmamba, mambavision, plainmamba, simba, vim, vmamba
+from . import localmamba, mambavision, plainmamba, s4nd, simba, vim, vmamba
 from .checkpoint import load_checkpoint
 from .factory import create_model, list_models
 
@@ -15,6 +15,7 @@ __all__ = [
     "localmamba",
     "mambavision",
     "plainmamba",
+    "s4nd",
     "simba",
     "vim",
     "vmamba",

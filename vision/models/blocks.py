@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ssmcore.array_types import Float, Tokens
 from ssmcore.blocks import LayerNorm, Residual, RMSNorm
 from ssmcore.functional import at_least_float32
-from ssmcore.mixer import Context
+from ssmcore.mixer import Context, Mixer
 
 Map = Float[Tensor, "b h w d"]
 """An image of feature vectors, channel-last."""
@@ -40,6 +40,6 @@ class MapBlock(Residual):
 
 def undecayed(model: nn.Module) -> set[str]:
     """Names of the parameters that the mixers of a model ask to keep out of weight decay. No shapes, raises nothing."""
-    branches = {at: module for at, module in model.named_modules() if isinstance(module, Residual)}
-    specs = [(f"{at}.mixer.{name}", spec) for at, b in branches.items() for name, spec in b.mixer.param_spec().items()]
+    mixers = [(at, module) for at, module in model.named_modules() if isinstance(module, Mixer)]
+    specs = [(f"{at}.{name}", spec) for at, mixer in mixers for name, spec in mixer.param_spec().items()]
     return {name for name, spec in specs if not spec.decay}

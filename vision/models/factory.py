@@ -7,7 +7,7 @@ from torch import nn
 
 from ssmcore.registry import resolve
 
-FAMILIES = ("localmamba", "mambavision", "plainmamba", "simba", "vim", "vmamba")
+FAMILIES = ("localmamba", "mambavision", "plainmamba", "s4nd", "simba", "vim", "vmamba")
 """The modules of this package that register models."""
 
 

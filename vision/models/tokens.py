@@ -104,7 +104,7 @@ class TokenModel(nn.Module):
 
     Args:
         patch_embed: Cuts the image.
-        blocks: What the tokens run through.
+        blocks: What the tokens run through, called with (tokens, h, w); their branches are TokenBlocks.
         norm: After the last block.
         in_chans: Channels of the image.
         num_classes: Classes; 0 for none, which makes the pooled features the output.
@@ -119,7 +119,7 @@ class TokenModel(nn.Module):
     def __init__(
         self,
         patch_embed: PatchEmbed,
-        blocks: Sequence[TokenBlock],
+        blocks: Sequence[nn.Module],
         norm: nn.Module,
         *,
         in_chans: int,
@@ -153,10 +153,11 @@ class TokenModel(nn.Module):
         for table in (self.pos_embed, self.cls_token):
             if table is not None:
                 trunc_normal_(table, std=0.02)
+        branches = [module for module in self.modules() if isinstance(module, TokenBlock)]
         with torch.no_grad():
-            for block in self.blocks:
-                for name in block.mixer.residual_out:
-                    block.mixer.get_parameter(name).div_(len(self.blocks) ** 0.5)
+            for branch in branches:
+                for name in branch.mixer.residual_out:
+                    branch.mixer.get_parameter(name).div_(len(branches) ** 0.5)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -145,14 +145,21 @@ def _downsample(embedding: Embedding, d: int) -> nn.Module:
 
 
 def _block(d: int, mixer: GridMambaConfig | MixerSpec | None, mlp_ratio: float, drop_path: float) -> nn.Sequential:
-    branches: list[Mixer] = [_on_grid(mixer, d)]
+    branches: list[Mixer] = [on_grid(mixer, d)]
     if mlp_ratio:
         branches.append(Mlp(d, MlpConfig(expand=mlp_ratio)))
     return nn.Sequential(*(MapBlock(branch, norm="layer", drop_path=drop_path) for branch in branches))
 
 
-def _on_grid(spec: GridMambaConfig | MixerSpec | None, d: int) -> Mixer:
-    """The mixer of a block; one that is causal runs along VMamba's four orders."""
+def on_grid(spec: GridMambaConfig | MixerSpec | None, d: int) -> Mixer:
+    """The mixer of a block on a map, (b, h w, d) to (b, h w, d); one that is causal runs along VMamba's four orders.
+
+    Args:
+        spec: Options of GridMamba, or what `ssmcore.build_mixer` takes; None is GridMamba.
+        d: Channels.
+    Raises:
+        ValueError: The mixer is unknown.
+    """
     if spec is None or isinstance(spec, GridMambaConfig):
         return GridMamba(d, spec)
     mixer = build_mixer(spec, d)

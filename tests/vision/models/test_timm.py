@@ -24,6 +24,7 @@ QUICK = {
     "mambavision_tiny",
     "simba_small_einfft",
     "simba_small_mlp",
+    "s4nd_convnext_tiny",
 }
 """One size of each architecture; the others are slow only because they are larger."""
 EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
