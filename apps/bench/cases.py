@@ -35,3 +35,10 @@ CASES = {
     "long": Case("long", 1, 4096, 512),
     "audio": Case("audio", 1, 16000, 64),
 }
+
+# On a GPU: a language model's layer, a small vision transformer's at batch 64, one long sequence.
+GPU_CASES = {
+    "language": Case("language", 8, 4096, 2048),
+    "vision": Case("vision", 64, 197, 384),
+    "long": Case("long", 1, 131072, 1536),
+}

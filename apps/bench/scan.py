@@ -17,7 +17,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from .cases import CASES, PASSES, Case
+from .cases import CASES, GPU_CASES, PASSES, Case
 from .timing import Neighbours, Protocol, Samples, interleave
 
 IMPLS = (
@@ -29,7 +29,9 @@ QUICK = Protocol(budget=0.6, turn=0.05, least=2, least_slow=1)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `scan`."""
-    parser.add_argument("--case", nargs="+", choices=list(CASES), help="sizes to measure (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: see gpu.py (default: cpu)")
+    names = list(dict.fromkeys([*CASES, *GPU_CASES]))
+    parser.add_argument("--case", nargs="+", choices=names, help="sizes to measure (default: all of the device)")
     parser.add_argument("--impl", nargs="+", choices=IMPLS, help="rows to measure (default: all)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time a row and pass (default: 3)")
@@ -41,9 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the files."""
+    if args.device == "cuda":
+        from . import gpu
+
+        return gpu.run(args)
     import torch
 
-    cases = [CASES[name] for name in args.case or (("vision",) if args.quick else CASES)]
+    wanted = args.case or (("vision",) if args.quick else CASES)
+    if missing := [name for name in wanted if name not in CASES]:
+        print(f"bench: {', '.join(missing)} is measured with --device cuda only; on a CPU: {', '.join(CASES)}")
+        return 2
+    cases = [CASES[name] for name in wanted]
     threads = args.threads or torch.get_num_threads()
     impls = args.impl or (QUICK_IMPLS if args.quick else IMPLS)
     protocol = QUICK if args.quick else Protocol(budget=args.seconds)

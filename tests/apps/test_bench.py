@@ -10,9 +10,9 @@ import pytest
 import torch
 from ssm_kernels import native_build
 
-from apps.bench import peers, scan
+from apps.bench import gpu, peers, scan
 from apps.bench.__main__ import main
-from apps.bench.cases import CASES, PASSES, Case
+from apps.bench.cases import CASES, GPU_CASES, PASSES, Case
 from apps.bench.floor import bounds, least_mib, measure_rates
 from apps.bench.memory import peak_mib
 from apps.bench.timing import Neighbours, Protocol, interleave
@@ -180,3 +180,28 @@ def test_help_names_every_row(capsys):
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert all(word in said for word in (*scan.IMPLS, *CASES, "--markdown", "--quick"))
+
+
+def test_gpu_bounds_and_table():
+    """The counted floor of the language shape, and the table, need no GPU."""
+    case = GPU_CASES["language"]
+    least = gpu.bounds(case, "forward", copy=3e12, processors=132, clock=1.755e9)
+    assert least["exp"] == pytest.approx(290e-6, rel=0.01)
+    assert least["bytes"] == pytest.approx(179e-6, rel=0.01)
+    assert least["floor"] == least["exp"]
+    rows = [
+        {"case": "language", "pass": "forward", "row": row, "seconds": s, "runs": 9, "captured": c, "peak_mib": 1.0}
+        for row, s, c in (("triton", 1e-3, True), ("sdpa", 2e-3, False))
+    ]
+    table = gpu.as_markdown(
+        dict(machine=dict(device="X", copy_bytes_per_second=1e12, torch="2"), rows=rows, skipped=[])
+    )
+    assert "| language | forward | sdpa | 2.0000 | 2.00x | 1 | 9 (not captured) |" in table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_a_sentence(capsys):
+    assert main(["scan", "--device", "cuda"]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().out
+    assert main(["scan", "--case", "language"]) == 2
+    assert "--device cuda only" in capsys.readouterr().out

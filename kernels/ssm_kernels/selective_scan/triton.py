@@ -227,7 +227,7 @@ def backward(
         for M in (B, C)
     )
     launch(
-        "selective_scan", backward_kernel, pieces.count * p.blocks, warps_of(n, 16),
+        "selective_scan", backward_kernel, pieces.count * p.blocks, warps_of(n, 16 if n <= 32 else 8),
         **p.inputs(), **p.widths(), **p.options(), **pieces.named, slots=p.slots, boundaries=boundaries, dy=dy, dlast=g,
         dx=dx, ddt=ddt, dz=dz, dA=dA, dB=dB, dC=dC, dB0=dB0, dC0=dC0, dD=dD, dbias=dbias, dh0=at_start,
         row_t=p.groups * n, tokens=b * l, **strides("dy", dy), **strides("dx", dx), **strides("ddt", ddt),

@@ -76,21 +76,23 @@ def states_at_pieces(p, pieces: Pieces, first: Tensor | None, dy: Tensor | None)
         **pieces.named, through=through, ends=ends, ADJOINT=dy is not None, UNROLL=4,
     )  # fmt: skip
     bounds = None if pieces.first is None else torch.tensor(pieces.first, dtype=torch.int32).to(p.A.device)
+    parts = triton.cdiv(n * d, ENTRIES)
     for route in range(k):
-        carry_kernel[(pieces.rows, triton.cdiv(n * d, ENTRIES))](
-            through[route], ends[route], None if first is None else first[route], starts[route], last[route], bounds,
-            pieces.per_row, n * d, ADJOINT=dy is not None, ENTRIES=ENTRIES,
+        launch(
+            "selective_scan", carry_kernel, pieces.rows * parts, 4, through=through[route], ends=ends[route],
+            first=None if first is None else first[route], starts=starts[route], last=last[route], bounds=bounds,
+            per_row=pieces.per_row, size=n * d, parts=parts, ADJOINT=dy is not None, ENTRIES=ENTRIES,
         )  # fmt: skip
     return starts, last
 
 
 @triton.jit
 def carry_kernel(
-    through, ends, first, starts, last, bounds, per_row, size, ADJOINT: tl.constexpr, ENTRIES: tl.constexpr
+    through, ends, first, starts, last, bounds, per_row, size, parts, ADJOINT: tl.constexpr, ENTRIES: tl.constexpr
 ):
     """Carry the states of a row, some entries of them, through the maps of its pieces."""
-    row = tl.program_id(0)
-    at = tl.program_id(1) * ENTRIES + tl.arange(0, ENTRIES)
+    row = tl.program_id(0) // parts
+    at = tl.program_id(0) % parts * ENTRIES + tl.arange(0, ENTRIES)
     real = at < size
     if bounds is None:
         begin, count = row * per_row, per_row

@@ -1,0 +1,205 @@
+"""`python -m ssm_kernels.offline`: compile the Triton kernels for a GPU that is not there, and read what came of it.
+
+The launchers run on tensors without memory ("meta"); every launch is caught, and its kernel compiled for the target
+with the very specialisations that the launch would have had. The machine code then tells registers, spills, exchanges
+between lanes and how exponentials are computed. It tells no time.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
+         torch.int32: "i32", torch.int64: "i64", torch.bool: "i1"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the machine code of one kernel says."""
+
+    case: str
+    kernel: str
+    warps: int
+    registers: int
+    shared_bytes: int
+    instructions: int
+    """Of the whole kernel."""
+    loop: int
+    """Of its longest loop, the loops within included."""
+    spills: int
+    """Loads and stores of registers that did not fit."""
+    shuffles: int
+    """Exchanges between lanes."""
+    exp2: int
+    """Exponentials by the hardware's flush-to-zero instruction ..."""
+    exp2_slow: int
+    """... and by the form that costs three more operations for denormals."""
+
+
+def selective_scan_cases() -> dict[str, Callable[[], Any]]:
+    """Launches of the selective scan by name: forward and backward as the shapes of the benchmark have them."""
+    from .selective_scan import triton, triton_long
+
+    def tensors(b: int, l: int, d: int, n: int, dtype: torch.dtype, gate: bool = True) -> list[Any]:
+        steps = [torch.empty(b, l, d, dtype=dtype, device="meta") for _ in range(3)]
+        A, D, bias = (torch.empty(*size, device="meta") for size in ((d, n), (d,), (d,)))
+        B, C = (torch.empty(b, l, n, device="meta") for _ in range(2))
+        return [*steps[:2], A, B, C, D, steps[2] if gate else None, bias]
+
+    def forward(save: bool, *size: Any, **more: Any) -> Any:
+        return lambda: triton.forward(*tensors(*size, **more), None, None, None, True, False, "euler", save)
+
+    def backward(*size: Any) -> Any:
+        given = tensors(*size)
+        kept = torch.empty(triton.boundaries_shape(given[2], given[1].shape, size[0]), device="meta")
+        return lambda: triton.backward(given[0], None, kept, *given, None, None, None, True, False, "euler")
+
+    def cut(run: Callable[[], Any]) -> Callable[[], Any]:
+        def long() -> None:
+            with mock.patch.object(triton_long, "steps_of", return_value=1024):
+                run()
+
+        return long
+
+    language, vision, half = (8, 4096, 2048, 16), (64, 197, 384, 16), torch.bfloat16
+    return {
+        "language forward": forward(False, *language, half, gate=False),
+        "language forward, states kept": forward(True, *language, half),
+        "language backward": backward(*language, half),
+        "vision forward": forward(False, *vision, half),
+        "language forward, float32": forward(True, *language, torch.float32),
+        "language backward, float32": backward(*language, torch.float32),
+        "one state forward": forward(True, 64, 196, 384, 1, half),
+        "one state backward": backward(64, 196, 384, 1, half),
+        "64 states forward": forward(True, 8, 1024, 512, 64, half),
+        "64 states backward": backward(8, 1024, 512, 64, half),
+        "long forward": cut(forward(True, 1, 131072, 1536, 16, half)),
+    }
+
+
+def launches(run: Callable[[], Any]) -> list[tuple[Any, int, dict[str, Any]]]:
+    """The kernels that `run` launches, their warps and arguments."""
+    from . import triton_common
+
+    caught: list[tuple[Any, int, dict[str, Any]]] = []
+
+    def catch(op: str, kernel: Any, programs: int, warps: int, **named: Any) -> None:
+        caught.append((kernel, warps, named))
+
+    users = [m for m in list(sys.modules.values()) if getattr(m, "launch", None) is triton_common.launch]
+    with contextlib.ExitStack() as stack:
+        for module in users:
+            stack.enter_context(mock.patch.object(module, "launch", catch))
+        run()
+    return caught
+
+
+def compile_launch(kernel: Any, warps: int, named: dict[str, Any], capability: int) -> Any:
+    """What triton.jit would have compiled for this launch, for compute capability 10 x major + minor."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for at, parameter in enumerate(kernel.params):
+        name, value = parameter.name, named.get(parameter.name, parameter.default)
+        if isinstance(value, Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+            aligned = not parameter.do_not_specialize_on_alignment
+        elif parameter.is_constexpr or value is None or value == 1:
+            signature[name], constants[name] = "constexpr", value
+            continue
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            aligned = value % 16 == 0
+        if aligned:
+            attributes[(at,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+def disassemble(binary: bytes) -> tuple[str, str]:
+    """The machine code, and what it uses, by the cuobjdump that comes with triton."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        words = ([str(tool), flag, file.name] for flag in ("-sass", "-res-usage"))
+        done = [subprocess.run(w, capture_output=True, text=True, check=True) for w in words]
+    return done[0].stdout, done[1].stdout + done[1].stderr
+
+
+def longest_loop(code: list[tuple[int, str]]) -> int:
+    """Instructions between the target and the end of the backward jump that goes furthest."""
+    longest = 0
+    for address, text in code:
+        target = re.search(r"BRA.*?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            longest = max(longest, sum(int(target[1], 16) <= a <= address for a, _ in code))
+    return longest
+
+
+def read(case: str, name: str, warps: int, made: Any) -> Compiled:
+    """What the compiled kernel's code says."""
+    sass, usage = disassemble(made.asm["cubin"])
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
+    code = [(int(address, 16), text) for address, text in found if "NOP" not in text]
+    words = [text.split()[1 if text.startswith("@") else 0].split(".")[0] for _, text in code]
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, usage
+    return Compiled(
+        case, name, warps, int(registers[1]), made.metadata.shared, len(code), longest_loop(code),
+        sum(word in ("LDL", "STL") for word in words), words.count("SHFL"),
+        made.asm["ptx"].count("ex2.approx.ftz.f32"), made.asm["ptx"].count("ex2.approx.f32"),
+    )  # fmt: skip
+
+
+def compile_all(names: list[str] | None = None, capability: int = 90) -> list[Compiled]:
+    """Compile the kernels of the named cases, or of all.
+
+    Raises:
+        ValueError: No such case.
+    """
+    cases = selective_scan_cases()
+    if unknown := set(names or ()) - set(cases):
+        raise ValueError(f"offline: no case {sorted(unknown)}, expected some of {list(cases)}")
+    return [
+        read(case, kernel.fn.__name__, warps, compile_launch(kernel, warps, named, capability))
+        for case in names or cases
+        for kernel, warps, named in launches(cases[case])
+    ]
+
+
+def main() -> None:
+    """Parse the command line, compile, print a table or JSON."""
+    parser = argparse.ArgumentParser(prog="python -m ssm_kernels.offline", description=__doc__)
+    parser.add_argument("--case", nargs="+", help="cases to compile (default: all)")
+    parser.add_argument("--capability", type=int, default=90, help="compute capability (default: 90, Hopper)")
+    parser.add_argument("--json", action="store_true", help="print JSON, not Markdown")
+    args = parser.parse_args()
+    made = compile_all(args.case, args.capability)
+    if args.json:
+        print(json.dumps([asdict(m) for m in made]))
+        return
+    head = list(asdict(made[0]))
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for m in made:
+        print("| " + " | ".join(str(v) for v in asdict(m).values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
