@@ -9,7 +9,7 @@ class LabConfig:
     """Train one mixer on one task until it solves it, then ask it about longer sequences."""
 
     task: tuple[str, ...] = ()
-    """Which task: induction, selective_copy, copy, recall, mqar, parity, permutation or regression."""
+    """Which task: induction, selective_copy, copy, recall, mqar, parity, permutation, listops or regression."""
     mixer: str = "mamba2"
     """Registered mixer, e.g. mamba, s4d, attention (`python -m ssmcore.table` lists them)."""
     options: dict[str, Any] = field(default_factory=dict)

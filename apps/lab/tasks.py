@@ -272,9 +272,16 @@ def _mqar(length: int, pairs: int, vocab: int) -> Task:
     )
 
 
+def _listops(batch: int, length: int, generator: torch.Generator, **options: Any) -> Drawn:
+    from .listops import listops  # it builds on this file
+
+    return listops(batch, length, generator, **options)
+
+
 _INDUCTION = {"draw": induction, "tokens": 16, "classes": 16, "about": "what followed the trigger the first time?"}
 _RECALL = {"draw": recall, "tokens": 10, "classes": 10, "about": "one key, its value"}
 _PARITY = {"draw": parity, "tokens": 2, "classes": 2, "about": "is the number of ones odd?"}
+_LISTOPS = {"draw": _listops, "tokens": 18, "classes": 10, "about": "the value of nested lists"}
 _GROUP = {"draw": permutation, "about": "permutations one after the other"}
 _LINES = {"draw": regression, "classes": 0, "kind": "number", "about": "a linear function from its values"}
 TASKS: dict[str, dict[str, Task]] = {
@@ -288,6 +295,7 @@ TASKS: dict[str, dict[str, Task]] = {
         "small": Task(tokens=6, classes=6, length=12, options={"size": 3}, **_GROUP),
         "paper": Task(tokens=120, classes=120, length=20, options={"size": 5}, **_GROUP),
     },
+    "listops": {"small": Task(length=96, **_LISTOPS), "paper": Task(length=2000, **_LISTOPS)},
     "regression": {
         "small": Task(tokens=6, length=11, options={"dims": 5}, **_LINES),
         "paper": Task(tokens=21, length=41, options={"dims": 20}, **_LINES),

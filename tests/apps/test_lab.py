@@ -11,6 +11,7 @@ from apps.lab import table
 from apps.lab.__main__ import main
 from apps.lab.config import LabConfig, TableConfig
 from apps.lab.experiment import run
+from apps.lab.listops import VOCABULARY, evaluate
 from apps.lab.model import LabModel
 from apps.lab.task import measure
 from apps.lab.tasks import NOTHING, TASKS, task
@@ -99,6 +100,24 @@ def test_regression_is_solved_by_least_squares():
         torch.testing.assert_close(answers[::2], values)
         w = torch.linalg.lstsq(points[:10], values[:10, None]).solution
         torch.testing.assert_close(points[10:] @ w, values[10:, None], rtol=1e-3, atol=1e-3)
+
+
+def test_listops_are_drawn_within_bounds_and_evaluated():
+    assert evaluate("[MAX 2 9 [MIN 4 7 ] 0 ]".split()) == 9
+    assert evaluate("[MED 1 4 ]".split()) == 2
+    assert evaluate("[SM 9 9 [MED 1 2 8 ] ]".split()) == 0
+    for wrong in ("[MAX 2 9", "2 ]", "[MAX ]", "3 4"):
+        with pytest.raises(ValueError, match="evaluate"):
+            evaluate(wrong.split())
+    x, y = task("listops")(100, 96, 0)
+    for tokens, targets in zip(x, y, strict=True):
+        end = int((targets != NOTHING).nonzero())
+        words = [VOCABULARY[i] for i in tokens]
+        assert words[end] == "<eos>"
+        assert 24 < end < 96
+        assert evaluate(words[:end]) == targets[end]
+        assert (tokens[end + 1 :] == 0).all()
+    assert len(y[y != NOTHING].unique()) == 10
 
 
 @pytest.mark.parametrize(("name", "length"), [("induction", 2), ("selective_copy", 3), ("mqar", 15), ("parity", 0)])
