@@ -34,19 +34,25 @@ class Shapes:
             raise ValueError(f"{self.op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
         for spec in specs:
             letters = spec.split()
-            if len(letters) != tensor.ndim:
-                continue
-            bound = dict(self.sizes)
-            if all(self._bind(bound, letter, size) for letter, size in zip(letters, tensor.shape, strict=True)):
-                self.source |= dict.fromkeys(bound.keys() - self.sizes.keys(), name)
-                self.sizes = bound
+            found = self._fit(letters, tensor.shape) if len(letters) == tensor.ndim else None
+            if found is not None:
+                self.sizes |= found
+                self.source |= dict.fromkeys(found, name)
                 return spec
         expected = " or ".join("(" + ", ".join(map(self._show, spec.split())) + ")" for spec in specs)
         raise ValueError(f"{self.op}: {name} has shape {tuple(tensor.shape)}, expected {expected}")
 
-    @staticmethod
-    def _bind(bound: dict[str, int], letter: str, size: int) -> bool:
-        return size == (int(letter) if letter.isdigit() else bound.setdefault(letter, size))
+    def _fit(self, letters: list[str], shape: Iterable[int]) -> dict[str, int] | None:
+        """The letters that this shape binds, None where it does not fit."""
+        found: dict[str, int] = {}
+        for letter, size in zip(letters, shape, strict=True):
+            if letter in self.sizes:
+                expected = self.sizes[letter]
+            else:
+                expected = int(letter) if letter.isdigit() else found.setdefault(letter, size)
+            if size != expected:
+                return None
+        return found
 
     def _show(self, letter: str) -> str:
         if letter in self.sizes:

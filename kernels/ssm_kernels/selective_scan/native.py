@@ -54,9 +54,12 @@ class Layout:
     def __init__(self, lib: ctypes.CDLL, d: int, groups: int):
         self.tile, self.groups, self.a_group = lib.scan_tile(), groups, d // groups
         self.tiles = groups * -(-self.a_group // self.tile)
+        self.whole = self.a_group % self.tile == 0
 
     def pack(self, t: Tensor) -> Tensor:
         """(..., d, n) real or complex to (..., tile, n, plane, TILE) real."""
+        if self.whole and not t.is_complex():  # no padding: fewer calls, which count where the tensors are small
+            return t.unflatten(-2, (self.tiles, self.tile)).transpose(-1, -2).unsqueeze(-2).contiguous()
         t = torch.view_as_real(t) if t.is_complex() else t[..., None]
         lead, n, planes = t.shape[:-3], t.shape[-2], t.shape[-1]
         t = t.reshape(*lead, self.groups, self.a_group, n, planes)
@@ -65,6 +68,8 @@ class Layout:
 
     def unpack(self, t: Tensor, is_complex: bool) -> Tensor:
         """The inverse of `pack`."""
+        if self.whole and not is_complex:
+            return t.squeeze(-2).transpose(-1, -2).flatten(-3, -2).contiguous()
         t = t.movedim(-1, -3)
         lead, n, planes = t.shape[:-4], t.shape[-2], t.shape[-1]
         t = t.reshape(*lead, self.groups, -1, n, planes)[..., : self.a_group, :, :]
