@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from ssmcore import create_mixer
 from ssmcore.functional import chunked_scan, linear_recurrence, selective_scan
 from ssmcore.mixer import Context
+from ssmcore.mixers.diagonal_lti import diagonal_kernel
+from ssmcore.mixers.rwkv7 import erasing_scan
 
 B, L, H, N, P = 2, 21, 3, 4, 5
 
@@ -132,3 +134,71 @@ def test_hgrn2_is_gla_with_tied_gates():
     theirs = gla.weigh(gate[:, :, 0], F.silu(q) * N**0.5, 1 - gate.sigmoid(), v, None, Context())
     for a, b in zip(ours[:4], theirs[:4], strict=True):
         same(a, b)
+
+
+def test_rwkv7_that_erases_what_it_writes_to_is_the_gated_delta_rule(qkv):
+    """(Diag(w) - b c^T) S with b = beta k and c = w k is (1 - beta k k^T) Diag(w) S."""
+    q, k, v = qkv
+    log_decay, beta = -0.6 * normal(B, L, H, N, seed=3).sigmoid(), normal(B, L, H, seed=4).sigmoid()
+    write = beta[..., None] * k
+    o, last = erasing_scan((q, write, v, log_decay, write, log_decay.exp() * k), None)
+    want = chunked_scan(q, k, v, log_decay=log_decay, beta=beta, return_last_state=True)
+    same(o, want[0])
+    same(last, want[1])
+
+
+def test_rwkv7_that_erases_nothing_is_gla(qkv):
+    q, k, v = qkv
+    log_decay = -0.6 * normal(B, L, H, N, seed=3).sigmoid()
+    o, _ = erasing_scan((q, k, v, log_decay, torch.zeros_like(k), k), None)
+    same(o, chunked_scan(q, k, v, log_decay=log_decay))
+
+
+@torch.no_grad()
+def test_rwkv4_is_linear_attention_of_one_key_with_a_column_of_ones():
+    """Its keys e^k, a fixed decay, read before the token is written; the token itself counts by its bonus."""
+    mixer, k, v = create_mixer("rwkv4", 3).double(), normal(B, L, 3), normal(B, L, 3, seed=1)
+    got, _ = mixer.average(k, v, mixer.init_state(B), torch.full((B,), L))
+    weight = k.exp()[..., None]
+    values = torch.stack([v, torch.ones_like(v)], -1)
+    decay = -mixer.decay.exp().expand(B, L, -1)
+    o = chunked_scan(torch.ones_like(weight), weight, values, log_decay=decay)
+    late = torch.cat([torch.zeros_like(o[:, :1]), o[:, :-1]], 1)
+    num, den = (late + (mixer.bonus + k).exp()[..., None] * values).unbind(-1)
+    same(got, num / den)
+
+
+@torch.no_grad()
+def test_mlstm_is_decayed_linear_attention_with_a_column_of_ones(qkv):
+    mixer, x = create_mixer("mlstm", H * N, num_heads=H, input_bias=0.3).double(), normal(B, L, H * N)
+    q, k, _ = qkv
+    v = normal(B, L, H, N, seed=2)
+    got, _ = mixer.remember(x, q, k, v, None, Context())
+    key = k * mixer.i_proj(x).exp()[..., None] / N**0.5
+    forget = F.logsigmoid(mixer.f_proj(x))
+    o = chunked_scan(q, key, torch.cat([v, torch.ones_like(v[..., :1])], -1), log_decay=forget)
+    same(got, o[..., :-1] / o[..., -1:].abs().clamp(min=1))
+
+
+@torch.no_grad()
+def test_megas_average_is_s4d_with_real_poles():
+    mega = create_mixer("mega", 3, d_state=4).double()
+    s4d = create_mixer("s4d", 3, d_state=4, init="real", rule="euler").double()
+    A, weight, C, _ = mega.averages()
+    s4d.A_log.copy_((-A).log())
+    s4d.C.copy_(weight * C)
+    s4d.D.copy_(mega.omega)
+    s4d.log_dt.zero_()
+    same(s4d.kernel(40), diagonal_kernel(mega.averages(), mega.omega, 40, "euler"))
+
+
+@torch.no_grad()
+def test_rwkv6_writes_as_gla_does():
+    """The same memory after the last token; it is only read one token earlier."""
+    torch.manual_seed(0)
+    mixer, x = create_mixer("rwkv6", 8, num_heads=2, rank=2, decay_rank=2).double(), normal(B, L, 8)
+    w, k, v, _, _ = mixer.shifted(x, None, Context())
+    k, v = mixer.heads(mixer.k_proj(k)), mixer.heads(mixer.v_proj(v))
+    log_decay = -(mixer.decay + mixer.w_proj(w).tanh()).exp().unflatten(-1, (2, -1))
+    want = chunked_scan(k, k, v, log_decay=log_decay, return_last_state=True)[1]
+    same(mixer(x, return_state=True)[1]["memory"], want)
