@@ -1,10 +1,10 @@
 """SaShiMi weights that the authors' code saved, as this package's models.
 
-Read are the standalone backbone and the training code's language model (its embedding is `encoder`, its head `decoder`;
-pools with weight norm; norms of two numbers), with kernels of releases 3 and 4: S4, and S4D of release 4. The form is
-read off the shapes. One thing no weight tells: release 4 maps its steps through exp in the standalone backbone and
-through softplus in the training code's default, so the caller says which.
-Source: state-spaces/s4, models/sashimi/sashimi.py and src/models/sequence/backbones/sashimi.py at v3 and v4.
+Read are the standalone backbone and the training code's language models, decoder and U-Net (the embedding is `encoder`,
+the head `decoder`; pools may have weight norm, and norms two numbers), with kernels of releases 3 and 4: S4, and S4D of
+release 4. The form is read off the shapes. One thing no weight tells: release 4 maps its steps through exp in the
+standalone backbone and through softplus in the training code's default, so the caller says which.
+Source: state-spaces/s4, models/sashimi/sashimi.py and src/models/sequence/backbones/{sashimi,unet}.py at v3 and v4.
 """
 
 import re
@@ -216,7 +216,23 @@ def _unwrap(weights: Mapping[str, Any]) -> dict[str, Tensor]:
         weights = inner
     tensors = {name: t for name, t in weights.items() if isinstance(t, Tensor)}
     lead = next((n[: n.index("c_layers.")] for n in tensors if "c_layers." in n), "")
-    return {name.removeprefix(lead).removeprefix("model."): t for name, t in tensors.items()}
+    return _nested({name.removeprefix(lead).removeprefix("model."): t for name, t in tensors.items()})
+
+
+def _nested(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The training code's U-Net numbers the layers on its way up in one row; here each stage counts its own."""
+    pools = sorted(
+        int(m[1]) for name in weights if (m := re.match(r"u_layers\.(\d+)\.linear\.(weight|weight_v)$", name))
+    )
+    if not pools:
+        return weights
+    renamed = {}
+    for name, t in weights.items():
+        if m := re.match(r"u_layers\.(\d+)\.(.*)", name):
+            stage = sum(at <= int(m[1]) for at in pools) - 1
+            name = f"u_layers.{stage}.{int(m[1]) - pools[stage]}.{m[2]}"
+        renamed[name] = t
+    return renamed
 
 
 def _read(path: str | Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ Weights = Literal["float32", "bfloat16", "int8"]
 Activation = Literal["none", "gelu", "glu", "added", "glu_added"]
 """What follows a linear map; `added` adds to what is there already, the residual stream."""
 
-OPS: Final[Sequence[str]] = (
+OPS: tuple[str, ...] = tuple(
     "embed norm linear diagonal low_rank conv scan scan_pairs add copy gate pool recall end".split()
 )
 FORMATS = get_args(Weights)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from audio import AudioError, load_upstream
+from audio.models import upstream
 from audio.models.upstream import checkpoint_filter_fn
 from ssmcore import create_mixer
 from ssmcore.mixer import Context
@@ -157,6 +158,23 @@ def test_the_training_codes_language_model():
     )
     # torch's layer norm adds 1e-5 to the variance, the norm of two numbers does not.
     torch.testing.assert_close(model(tokens)[0].double(), want, rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_training_codes_unet_has_its_layers_in_one_row():
+    weights = upstream_weights("s4d", True)
+    flat = {name.replace("u_layers.0.", "u_layers."): t for name, t in weights.items()}
+    assert flat.keys() != weights.keys()
+    x = torch.randn(1, L, H)
+    want, got = (load_upstream(w).backbone(x, None, Context(), [])[0] for w in (weights, flat))
+    assert torch.equal(got, want)
+
+
+def test_two_pools_on_the_way_up_are_told_apart():
+    names = ["u_layers.0.linear.weight", "u_layers.1.norm.weight", "u_layers.2.norm.weight", "u_layers.3.linear.weight"]
+    names += ["u_layers.4.norm.weight", "u_layers.5.norm.weight"]
+    nested = upstream._nested({name: torch.zeros(1) for name in names})
+    assert [name[9:12] for name in nested] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
 
 
 def test_a_shift_in_a_norm_of_two_numbers():
