@@ -300,7 +300,10 @@ class LinearSSM(nn.Module):
     def _whole(self, values: Tensor, dt: Tensor | None) -> Tensor:
         """What `weight` would be with nothing missing, shape (t, n), (n,) or (b, t, n)."""
         if dt is not None:
-            return self._windowed(torch.ones_like(values), self.decay, dt)
+            whole = self._windowed(torch.ones_like(values), self.decay, dt)
+            if self.context_length:  # before the series began, steps of 1 are missing
+                whole[:, : self.context_length] = 1 - self.decay**self.context_length
+            return whole
         if self.context_length is None:
             return 1 - self.decay ** torch.arange(1, values.shape[1] + 1, device=values.device)[:, None]
         return 1 - self.decay**self.context_length
