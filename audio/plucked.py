@@ -1,6 +1,6 @@
 """Melodies of plucked strings, made by rule: recordings for those who have none, in any number, all of them free.
 
-    y[t] = x[t] + d ((1 - s) y[t - n] + s y[t - n - 1])      a burst x of n noise samples, a loop of n + s samples
+    y[t] = x[t] + d ((1 - s) y[t - n] + s y[t - n - 1])      a burst x of n samples, a loop of n + s samples
 
 Source: Karplus & Strong 1983, Digital synthesis of plucked-string and drum timbres; Jaffe & Smith 1983, Extensions of
 the Karplus-Strong plucked-string algorithm, for the tuning.
@@ -20,6 +20,7 @@ REGISTERS = {"low": 110.0, "middle": 220.0, "high": 440.0}
 PENTATONIC = (0, 2, 4, 7, 9, 12)
 """Semitones above the lowest note."""
 NOTE_SECONDS = 0.25
+HARMONICS = 6
 RATE = 8_000
 
 
@@ -30,7 +31,7 @@ def pluck(frequency: float, seconds: float, rate: int, noise: np.random.Generato
         frequency: In Hz, below a quarter of the rate.
         seconds: Length.
         rate: In Hz.
-        noise: Draws the burst.
+        noise: Draws the phases of the burst.
         ring: Seconds in which the note falls to a thousandth.
     Returns:
         float64, shape (t,), in [-1, 1].
@@ -44,9 +45,12 @@ def pluck(frequency: float, seconds: float, rate: int, noise: np.random.Generato
     loop = np.zeros(whole + 3)
     loop[0] = 1.0
     loop[whole : whole + 3] -= loss * np.convolve([1 - damping, damping], [1 - share, share])
+    # One period of a few harmonics, in place of white noise: a soft finger, and far less for a model to guess.
     burst = np.zeros(round(seconds * rate))
-    noise_burst = noise.uniform(-1, 1, whole)
-    burst[:whole] = (noise_burst - noise_burst.mean())[: len(burst)]  # a mean would ring on as a slow thud
+    orders = np.arange(1, HARMONICS + 1)
+    phases = noise.uniform(0, 2 * np.pi, HARMONICS)
+    turns = np.arange(whole)[:, None] * orders / whole
+    burst[:whole] = (np.sin(2 * np.pi * turns + phases) / orders).sum(1)[: len(burst)]
     note = lfilter([1.0], loop, burst)
     return note / max(1e-9, np.abs(note).max())
 

@@ -59,9 +59,11 @@ def fsdd_quick() -> TrainConfig:
 
 def plucked() -> TrainConfig:
     """Generated melodies of plucked strings in three registers: no data needed, about a minute on two CPU cores."""
-    data = DataConfig(condition="label", chunk_seconds=1.0)
-    model = preset("fsdd_small", layers=1)
-    return TrainConfig(data="plucked", recordings=data, model=model, epochs=2, batch_size=2, steps_per_epoch=60)
+    data = DataConfig(condition="label", chunk_seconds=0.5)
+    model, optim = preset("fsdd_small", layers=1), OptimConfig(lr=6e-3)
+    return TrainConfig(
+        data="plucked", recordings=data, model=model, optim=optim, epochs=4, batch_size=2, steps_per_epoch=120
+    )
 
 
 RECIPES = {

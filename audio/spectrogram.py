@@ -18,7 +18,8 @@ def _transform(rate: int, bands: int):
     window = round(WINDOW_SECONDS * rate)
     size = 1 << (window - 1).bit_length()
     # torchaudio warns where the lowest bands are narrower than a bin of the transform: as many as fit are kept.
-    return MelSpectrogram(rate, n_fft=size, win_length=window, hop_length=round(HOP_SECONDS * rate), n_mels=bands)
+    hop = round(HOP_SECONDS * rate)
+    return MelSpectrogram(rate, n_fft=size, win_length=window, hop_length=hop, n_mels=bands, pad_mode="constant")
 
 
 def log_mel(wave: Tensor, rate: int, bands: int = BANDS) -> Tensor:
