@@ -1,8 +1,8 @@
 """`python -m apps.bench scan --device cuda`: the scan on a GPU against its peers, flash attention and the hardware.
 
 Rows: triton and reference are the operator's backends, bidirectional two directions summed in one launch, mamba_ssm
-the CUDA kernel of that package where it can be imported, sdpa causal attention of the same width (heads of 64), floor the
-largest of three bounds: bytes at the measured rate of a copy, exponentials and multiply-adds at the device's clock.
+the CUDA kernel of that package where it can be imported, sdpa causal attention of the same width (heads of 64), floor
+the largest of three bounds: bytes at the measured rate of a copy, exponentials and instructions at the device's clock.
 
 x, dt, z, B and C are bfloat16, everything else float32. Times are medians of replays of a captured CUDA graph, so that
 they hold no Python; where a row cannot be captured its line says so.

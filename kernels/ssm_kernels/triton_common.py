@@ -82,6 +82,12 @@ class Pieces:
         )  # fmt: skip
 
 
+def output(t: Tensor, rows: list[Row] | None, dtype: torch.dtype | None = None) -> Tensor:
+    """A contiguous output of t's shape (..., b, l, d); zeros where rows leave steps out."""
+    whole = rows is None or sum(row.length for row in rows) == t.shape[-3] * t.shape[-2]
+    return (torch.empty if whole else torch.zeros)(t.shape, dtype=dtype or t.dtype, device=t.device)
+
+
 def launch(op: str, kernel: Any, programs: int, warps: int, **named: Any) -> None:
     """Run a kernel, on the device of its tensors.
 

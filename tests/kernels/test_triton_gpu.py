@@ -1,4 +1,4 @@
-"""The compiled Triton kernels on a GPU: dtypes, repeatability, long rows, routes. `apps/bench/gpu_proof.sh` runs all."""
+"""The compiled Triton kernels on a GPU: dtypes, repeatability, long rows, routes (`apps/bench/gpu_proof.sh`)."""
 
 import pytest
 import torch

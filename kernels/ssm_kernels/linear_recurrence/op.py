@@ -15,7 +15,11 @@ from ..checks import COMPLEX, FLOATS, Shapes, check_devices, check_dtype, comput
 from ..derivatives import register_differentiable
 from . import native, reference
 
-PROBES: dict[str, backends.Probe] = {"native": backends.native_probe, "reference": backends.reference_probe}
+PROBES: dict[str, backends.Probe] = {
+    "native": backends.native_probe,
+    "triton": backends.triton_probe,
+    "reference": backends.reference_probe,
+}
 
 
 def linear_recurrence(
@@ -45,7 +49,7 @@ def linear_recurrence(
             leaves the last state alone.
         reverse: Run from the last step to the first; the last state is then the one at the first step.
         return_last_state: Also return the last state.
-        backend: "auto", "reference" or "native".
+        backend: "auto", "reference", "native" or "triton".
     Returns:
         h, shape (b, l, d), dtype of b (complex when any input is); with `return_last_state` also the last state, shape
         (r, d), float32 (float64 when any input is; complex when any input is).
@@ -89,6 +93,11 @@ def _reference(a, b, initial_state, cu_seqlens, lengths, reverse, backend):
 def _forward(a, b, initial_state, cu_seqlens, lengths, reverse, backend):
     if backend == "native":
         return native.forward(a, b, initial_state, _rows(b, cu_seqlens, lengths), reverse)
+    if backend == "triton" and b.numel() > 0:
+        from . import triton
+
+        the_rows = rows_or_none("linear_recurrence", b, cu_seqlens, lengths)
+        return triton.forward(a, b, initial_state, the_rows, reverse)
     return _reference(a, b, initial_state, cu_seqlens, lengths, reverse, backend)
 
 
@@ -103,9 +112,14 @@ def _fake(a, b, initial_state, cu_seqlens, lengths, reverse, backend):
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     a, b, initial_state, cu_seqlens, lengths, reverse, backend = inputs
-    if backend != "native":
+    if backend == "reference" or (backend == "triton" and b.numel() == 0):
         return None
     dh, dlast = cotangents
+    if backend == "triton":
+        from . import triton
+
+        the_rows = rows_or_none("linear_recurrence", b, cu_seqlens, lengths)
+        return triton.backward(dh, dlast, saved[0], a, b, initial_state, the_rows, reverse)
     return native.backward(dh, dlast, saved[0], a, b, initial_state, _rows(b, cu_seqlens, lengths), reverse)
 
 

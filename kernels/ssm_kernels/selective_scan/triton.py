@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from ..rows import Row
-from ..triton_common import MOST, Pieces, launch
+from ..triton_common import MOST, Pieces, launch, output
 from . import triton_long
 from .triton_backward import backward_kernel
 from .triton_forward import forward_kernel
@@ -173,12 +173,6 @@ def strides(name: str, t: Tensor | None) -> dict[str, int]:
     at = t.ndim - 3
     route = {f"{name}_r": 0 if t.shape[0] == 1 else t.stride(0)} if at else {}
     return {**route, f"{name}_b": t.stride(at), f"{name}_t": t.stride(at + 1)}
-
-
-def output(t: Tensor, rows: list[Row] | None, dtype: torch.dtype | None = None) -> Tensor:
-    """A contiguous output of t's shape (..., b, l, d); zeros where rows leave steps out."""
-    whole = rows is None or sum(row.length for row in rows) == t.shape[-3] * t.shape[-2]
-    return (torch.empty if whole else torch.zeros)(t.shape, dtype=dtype or t.dtype, device=t.device)
 
 
 def flipped(state: Tensor | None, order: Tensor | None) -> Tensor | None:
