@@ -57,12 +57,17 @@ class Builder:
     weights: Weights = "float32"
     """Format of the linear maps."""
     instructions: list = field(default_factory=list)
+    """The program so far."""
     tensors: list[tuple[int, str, Tensor]] = field(default_factory=list)
     """Weights with the instruction and the field that point to them."""
     slots: list[Slot] = field(default_factory=list)
+    """Where the state tensors lie."""
     scratch_size: int = 0
+    """Floats of scratch."""
     arena_size: int = 0
+    """Floats that a stream remembers."""
     integers: int = 2
+    """Integers that a stream remembers: its newest token, its position, and a count for each pool."""
 
     def __post_init__(self):
         check_choice("Builder", "weights", self.weights, FORMATS)
