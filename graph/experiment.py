@@ -54,14 +54,15 @@ class Experiment:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
             NonFiniteError: NaN or infinity came up.
         """
-        print(self.data.describe())
+        self._tell(self.data.describe())
         parameters = sum(p.numel() for p in create_model(self.data.schema, self.config.model).parameters())
-        print(f"{self.config.model.name}: {parameters} parameters, protocol {self.config.protocol}")
+        self._tell(f"{self.config.model.name}: {parameters} parameters, protocol {self.config.protocol}")
         {"split": self._split, "A": self._averaged, "B": self._nested}[self.config.protocol]()
-        with (self.run_dir / SCORES_FILE).open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["what", "fold", "score"])
-            writer.writeheader()
-            writer.writerows(self.scores)
+        if self.first:
+            with (self.run_dir / SCORES_FILE).open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["what", "fold", "score"])
+                writer.writeheader()
+                writer.writerows(self.scores)
         return self.scores
 
     def _split(self) -> None:
@@ -151,7 +152,7 @@ class Experiment:
             note=note,
         )
         if where != self.run_dir:
-            print(f"{where}: {len(train)} graphs to train on, {len(held)} held out")
+            self._tell(f"{where}: {len(train)} graphs to train on, {len(held)} held out")
         fit(task, batches, validation, settings, where)
         if (where / BEST_FILE).is_file():
             task.model.load_state_dict(load_weights(where / BEST_FILE)[0])
@@ -166,11 +167,20 @@ class Experiment:
     def _say(self, what: str, scores: list[float]) -> None:
         spread = f" ± {np.std(scores):.4f} over {len(scores)} folds" if len(scores) > 1 else ""
         who = f"{self.data.name}, {self.config.model.name}, {what}"
-        print(f"{who}: {self.data.schema.metric} {np.mean(scores):.4f}{spread}")
+        self._tell(f"{who}: {self.data.schema.metric} {np.mean(scores):.4f}{spread}")
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes for all that share the run."""
+        return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+    def _tell(self, text: str) -> None:
+        if self.first:
+            print(text)
 
     def _folder(self) -> Path:
         config, saved = self.config, replace(self.config, resume=None)
-        if int(os.environ.get("LOCAL_RANK", "0")) and _RUN_DIR in os.environ:  # a further process of this run
+        if not self.first and _RUN_DIR in os.environ:
             return Path(os.environ[_RUN_DIR])
         if config.resume:
             run_dir = Path(config.resume)

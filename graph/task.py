@@ -180,10 +180,14 @@ def score(schema: Schema, seen: dict[int, tuple[np.ndarray, np.ndarray]]) -> flo
 
 @torch.no_grad()
 def score_graphs(task: GraphTask, graphs: Sequence[Data], chosen: Sequence[int], batch_size: int) -> float:
-    """The score of a trained task on some graphs, in evaluation mode, on its device. Raises GraphError as `score`."""
+    """The score of a trained task on some graphs, in evaluation mode, on its device. Raises GraphError as `score`.
+
+    Every process scores all of them, so that all find the same.
+    """
     task.eval()
-    seen: dict = {}
-    for numbers, batch in loader(graphs, chosen, batch_size, seed=0, shuffle=False):
+    seen, data = {}, Graphs(graphs, chosen)
+    for start in range(0, len(data), batch_size):
+        numbers, batch = collate([data[i] for i in range(start, min(start + batch_size, len(data)))])
         seen |= task.predict((numbers, batch.to(task.device)))
     return score(task.schema, seen)
 

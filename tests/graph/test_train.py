@@ -168,6 +168,7 @@ def test_two_processes_share_the_work(tmp_path):
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test: accuracy") == 1
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["two_cycles-graph_mamba"]
     run_dir = tmp_path / "runs" / "two_cycles-graph_mamba"
     rows = {row["what"]: float(row["score"]) for row in scores(run_dir)}
