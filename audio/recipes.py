@@ -62,7 +62,7 @@ def plucked() -> TrainConfig:
     data = DataConfig(condition="label", chunk_seconds=0.5)
     model, optim = preset("fsdd_small", layers=1), OptimConfig(lr=6e-3)
     return TrainConfig(
-        data="plucked", recordings=data, model=model, optim=optim, epochs=4, batch_size=2, steps_per_epoch=120
+        data="plucked", recordings=data, model=model, optim=optim, epochs=6, batch_size=2, steps_per_epoch=150
     )
 
 

@@ -34,7 +34,15 @@ class Table:
     strong: Sequence[int] = ()
 
 
-Block = Text | Figure | Table
+@dataclass(frozen=True)
+class Sound:
+    """A WAV file in base64, with a player, and its caption."""
+
+    wav: str
+    caption: str
+
+
+Block = Text | Figure | Table | Sound
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,10 @@ def _block(block: Block) -> str:
         case Figure(svg, caption, alternative):
             picture = f'<div role=img aria-label="{html.escape(alternative, quote=True)}">{svg}</div>'
             return f"<figure>{picture}<figcaption>{_text(caption)}</figcaption></figure>"
+        case Sound(wav, caption):
+            label = html.escape(caption, quote=True)
+            player = f'<audio controls preload=metadata aria-label="{label}" src="data:audio/wav;base64,{wav}"></audio>'
+            return f"<figure class=sound>{player}<figcaption>{_text(caption)}</figcaption></figure>"
         case Table(head, rows, caption, strong):
             top = "".join(f"<th scope=col>{_text(cell)}</th>" for cell in head)
             lines = "".join(_row(row, i in strong) for i, row in enumerate(rows))
@@ -172,6 +184,8 @@ figure { margin: 1.4rem 0; }
 figure div { overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 figure svg text { font-family: inherit !important; }
+.sound { display: grid; grid-template-columns: minmax(0, 20rem) 1fr; gap: .8rem; align-items: center; margin: .5rem 0; }
+.sound audio { width: 100%; height: 2.4rem; }
 figcaption, caption { color: var(--soft); font-size: .9rem; line-height: 1.45; text-align: left; }
 figcaption { margin-top: .4rem; }
 caption { padding-bottom: .5rem; }

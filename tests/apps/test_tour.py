@@ -1,5 +1,6 @@
 """The tour: one file without outside references, sections that run, interruptions that lose nothing."""
 
+import base64
 import os
 import re
 import sys
@@ -164,6 +165,23 @@ def test_vision_section(tmp_path):
     right = [float(row[1].split()[0]) for row in table.rows]
     assert right[1] > right[2] > 90  # the classic methods see what was written
     assert_self_contained(Report("t", "l", {}, [section]).html())
+
+
+def test_audio_section(tmp_path):
+    from apps.tour.sections import audio
+
+    section = audio.run(Visit(tmp_path, tiny=True))
+    sounds = [block for block in section.blocks if isinstance(block, report.Sound)]
+    assert [s.caption.split(" register")[0] for s in sounds] == ["low", "low", "middle", "middle", "high", "high"]
+    assert all(base64.b64decode(s.wav)[:4] == b"RIFF" for s in sounds)
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    assert [row[0] for row in table.rows][:2] == ["SaShiMi", "uniform"]
+    assert f"{float(table.rows[0][1]):.2f} bits a sample" in section.summary
+    page = Report("Title", "lead", {}, [section])
+    page.write(tmp_path / "page" / "index.html")
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert_self_contained(text)
+    assert text.count("<audio controls") == 6
 
 
 def test_command_line(tmp_path, capsys):
