@@ -48,7 +48,7 @@ def run_diagonal(
         if ssm is None and ctx.rows is None and ctx.dt is None and not ctx.return_state:
             return fft_conv(x, diagonal_kernel(system, D, x.shape[1], rule)), None
         dt = system.dt.expand(x.shape) if ctx.dt is None else system.dt * ctx.dt.to(system.dt.dtype)[..., None]
-        return selective_scan(
+        y, last = selective_scan(
             x,
             dt,
             *system[:3],
@@ -58,6 +58,7 @@ def run_diagonal(
             rule=rule,
             return_last_state=True,
         )
+    return y, last
 
 
 def diagonal_kernel(system: Diagonal, D: Float[Tensor, "d"], length: int, rule: Rule) -> Float[Tensor, "l d"]:

@@ -74,6 +74,7 @@ class Hyena(Mixer):
     examples = ({"l_max": 40, "filter_width": 8}, {"l_max": 16, "order": 3, "filter_width": 8, "omega": 10.0})
     recurrent = False
     residual_out = ("out_proj.weight", "out_proj.bias")
+    rates: Tensor
 
     def __init__(self, d_model: int, config: HyenaConfig | None = None):
         super().__init__(d_model, config)

@@ -54,7 +54,11 @@ class LiquidS4(S4D):
     operator = "linear_recurrence"
     selective = True
     Config = LiquidS4Config
-    examples = ({"d_state": 8}, {"d_state": 4, "mode": "kb", "degree": 2}, {"d_state": 4, "mode": "exact", "most": 0.99})
+    examples = (
+        {"d_state": 8},
+        {"d_state": 4, "mode": "kb", "degree": 2},
+        {"d_state": 4, "mode": "exact", "most": 0.99},
+    )
     lti = takes_dt = False
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..array_types import Tokens
 from ..discretization import GeneralizedBilinear, discretize_dense
@@ -56,6 +56,8 @@ class Lssl(ChannelLti):
     title = "State space a channel, dense HiPPO matrix"
     operator = "fft_conv"
     Config = LsslConfig
+    A: Tensor
+    B: Tensor
     examples = ({"d_state": 6}, {"d_state": 4, "outputs": 2, "learn": True, "measure": "fout", "alpha": 1.0})
 
     def __init__(self, d_model: int, config: LsslConfig | None = None):

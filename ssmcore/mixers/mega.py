@@ -135,7 +135,7 @@ class Mega(Mixer):
                 whole = torch.cat([known, whole[:, known.shape[1] :]], 1)
             return whole.index_put((item, at), t)
 
-        q, k, v = placed(q, None), placed(k, state and state["k"]), placed(v, state and state["v"])
+        q, k, v = placed(q, None), placed(k, (state or {}).get("k")), placed(v, (state or {}).get("v"))
         o = self._within_chunks(*(t.unflatten(1, (count, chunk)) for t in (q, k, v))).flatten(1, 2)[item, at]
         o = o if rows is None else rows.from_padded(o)
         return o, self._cache(k, v, into + lengths, pos + lengths)

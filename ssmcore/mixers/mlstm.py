@@ -50,9 +50,10 @@ class MLstm(MatrixMemory):
     def __init__(self, d_model: int, config: MLstmConfig | None = None):
         super().__init__(d_model, config)
         self.i_proj, self.f_proj = nn.Linear(d_model, self.num_heads), nn.Linear(d_model, self.num_heads)
+        low, high = self.config.forget_bias
         with torch.no_grad():
             self.i_proj.bias.fill_(self.config.input_bias)
-            self.f_proj.bias.copy_(torch.linspace(*self.config.forget_bias, self.num_heads))
+            self.f_proj.bias.copy_(torch.linspace(low, high, self.num_heads))
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
         """Zeros: memory (b, h, n, p + 1); top (b, h), at its least. Raises nothing."""

@@ -41,6 +41,7 @@ class Performer(MatrixMemory):
     examples = ({"features": 6}, {"num_heads": 2, "features": 5, "expand_v": 1.5, "chunk": 4})
     gate = None
     normalised = True
+    directions: Tensor
 
     def __init__(self, d_model: int, config: PerformerConfig | None = None):
         super().__init__(d_model, config)

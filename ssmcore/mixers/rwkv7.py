@@ -83,6 +83,7 @@ class Rwkv7(RwkvHeads):
         self.a_map = LowRank(d_model, c.rank)
         self.g_map = LowRank(d_model, c.rank, bias=None, activation="sigmoid")
         with torch.no_grad():
+            assert self.w_map.bias is not None
             self.w_map.bias.copy_(-6 + 6 * channel ** (0.85 + depth**0.5))
         self.exports = frozenset({"v_first"}) if c.layer_index == 0 else frozenset()
         self.needs = frozenset() if c.layer_index == 0 else frozenset({"v_first"})

@@ -48,6 +48,7 @@ class SgConv(LongConv):
 
     title = "Convolution with a multi-scale kernel"
     Config = SgConvConfig
+    decay: Tensor
     examples = ({"l_max": 20, "d_kernel": 4}, {"l_max": 9, "d_kernel": 3, "stretch": "nearest", "causal": False})
 
     def build_taps(self, ways: int) -> None:

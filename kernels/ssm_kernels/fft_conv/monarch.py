@@ -28,6 +28,10 @@ class MonarchTransform(torch.nn.Module):
         ValueError: n < 1, or `first` does not divide it.
     """
 
+    left: Tensor
+    right: Tensor
+    twist: Tensor
+
     def __init__(self, n: int, first: int | None = None, *, learn: bool = False):
         super().__init__()
         if n < 1 or (first is not None and (first < 1 or n % first)):
