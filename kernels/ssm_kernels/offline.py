@@ -7,6 +7,7 @@ between lanes and how exponentials are computed. It tells no time.
 
 import argparse
 import contextlib
+import functools
 import json
 import re
 import subprocess
@@ -87,6 +88,29 @@ def selective_scan_cases() -> dict[str, Callable[[], Any]]:
         "64 states backward": backward(8, 1024, 512, 64, half),
         "long forward": cut(forward(True, 1, 131072, 1536, 16, half)),
     }
+
+
+def other_cases() -> dict[str, Callable[[], Any]]:
+    """Launches of the linear recurrence and the causal convolution by name."""
+    from .causal_conv1d import triton as conv
+    from .linear_recurrence import triton as recurrence
+
+    def meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device="meta")
+
+    cases: dict[str, Callable[[], Any]] = {}
+    for name, dtype in (("real", torch.float32), ("complex", torch.complex64)):
+        b, h0 = meta(8, 4096, 1024, dtype=dtype), meta(8, 1024, dtype=dtype)
+        for kind, a in (("varying", b), ("constant", meta(1024, dtype=dtype))):
+            key = f"{name} {kind} recurrence"
+            cases[f"{key} forward"] = functools.partial(recurrence.forward, a, b, h0, None, False)
+            cases[f"{key} backward"] = functools.partial(recurrence.backward, b, h0, b, a, b, h0, None, False)
+    x, weight, bias, state = meta(8, 4096, 2048), meta(2048, 4), meta(2048), meta(8, 3, 2048)
+    cases["convolution forward"] = functools.partial(conv.forward, x, weight, bias, state, None, True, False)
+    cases["convolution backward"] = functools.partial(
+        conv.backward, x, state, x, weight, bias, state, None, True, False
+    )
+    return cases
 
 
 def launches(run: Callable[[], Any]) -> list[tuple[Any, int, dict[str, Any]]]:
@@ -174,7 +198,7 @@ def compile_all(names: list[str] | None = None, capability: int = 90) -> list[Co
     Raises:
         ValueError: No such case.
     """
-    cases = selective_scan_cases()
+    cases = {**selective_scan_cases(), **other_cases()}
     if unknown := set(names or ()) - set(cases):
         raise ValueError(f"offline: no case {sorted(unknown)}, expected some of {list(cases)}")
     return [

@@ -15,7 +15,11 @@ from ..checks import FLOATS, Shapes, check_choice, check_devices, check_dtype, c
 from ..derivatives import register_differentiable
 from . import native, reference
 
-PROBES: dict[str, backends.Probe] = {"native": backends.native_probe, "reference": backends.reference_probe}
+PROBES: dict[str, backends.Probe] = {
+    "native": backends.native_probe,
+    "triton": backends.triton_probe,
+    "reference": backends.reference_probe,
+}
 
 
 def causal_conv1d(
@@ -50,7 +54,7 @@ def causal_conv1d(
             does not enter the last state.
         reverse: Filter from the last step to the first, looking only forward in time; "oldest" is then the latest step.
         return_last_state: Also return the last state: the last w-1 valid inputs, oldest first.
-        backend: "auto", "reference" or "native".
+        backend: "auto", "reference", "native" or "triton".
     Returns:
         y, shape and dtype of x; with `return_last_state` also the last state, shape (r, w - 1, d), float32 (float64
         when any input is).
@@ -101,6 +105,11 @@ def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[
 def _forward(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend):
     if backend == "native":
         return native.forward(x, weight, bias, initial_state, _rows(x, cu_seqlens, lengths), silu, reverse)
+    if backend == "triton" and x.numel() > 0:
+        from . import triton
+
+        the_rows = rows_or_none("causal_conv1d", x, cu_seqlens, lengths)
+        return triton.forward(x, weight, bias, initial_state, the_rows, silu, reverse)
     return _reference(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend)
 
 
@@ -111,9 +120,14 @@ def _fake(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, ba
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend = inputs
-    if backend != "native":
+    if backend == "reference" or (backend == "triton" and x.numel() == 0):
         return None
     dy, dlast = cotangents
+    if backend == "triton":
+        from . import triton
+
+        the_rows = rows_or_none("causal_conv1d", x, cu_seqlens, lengths)
+        return triton.backward(dy, dlast, x, weight, bias, initial_state, the_rows, silu, reverse)
     the_rows = _rows(x, cu_seqlens, lengths)
     return native.backward(dy, dlast, x, weight, bias, initial_state, the_rows, silu, reverse)
 
