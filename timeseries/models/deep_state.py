@@ -99,11 +99,21 @@ class DeepState(nn.Module):
             ValueError: target is infinite, or no value of it is observed.
         """
         seen = ~target.isnan()
+        _, scale = standardisation(target)
+        return self.standard_loss(target, covariates, static) + (seen * scale.log()[:, None]).sum() / seen.sum()
+
+    def standard_loss(
+        self, target: Float[Tensor, "b t"], covariates: Float[Tensor, "b t k"], static: Tensor | None = None
+    ) -> Tensor:
+        """The same in units where each series has variance 1: what series of different size can be averaged in.
+
+        Arguments and errors as in `loss`.
+        """
+        seen = ~target.isnan()
         if not seen.any():
             raise ValueError("DeepState: target has no observed value, only NaN")
-        location, scale = standardisation(target)
-        likelihood, _ = log_likelihood(self.model(covariates, static), _standard(target, location, scale))
-        return -(likelihood.sum() - (seen * scale.log()[:, None]).sum()) / seen.sum()
+        likelihood, _ = log_likelihood(self.model(covariates, static), _standard(target, *standardisation(target)))
+        return -likelihood.sum() / seen.sum()
 
     def forward(
         self, target: Float[Tensor, "b t"], covariates: Float[Tensor, "b l k"], static: Tensor | None = None
