@@ -7,17 +7,22 @@ from importlib import import_module
 
 _HOME = {
     "AudioError": "errors",
-    "PRESETS": "presets",
-    "Quantizer": "quantize",
+    "Checkpoint": "checkpoint",
     "DiffWave": "models.diffwave",
     "DiffWaveConfig": "config",
     "Draw": "generation",
     "Generator": "generation",
-    "SaShiMi": "models.sashimi",
-    "SaShiMiConfig": "config",
+    "load_collection": "data",
     "load_upstream": "models.upstream",
     "preset": "presets",
+    "PRESETS": "presets",
+    "Quantizer": "quantize",
+    "read_audio": "files",
+    "SaShiMi": "models.sashimi",
+    "SaShiMiConfig": "config",
     "stream": "generation",
+    "TrainConfig": "train_config",
+    "write_audio": "files",
 }
 __all__ = sorted(_HOME)
 

@@ -59,7 +59,7 @@ def run(visit: Visit) -> Section:
             Text(
                 f"The clips are drawn at temperature {DRAW.temperature} and top-p {DRAW.top_p} from seed {SEED}, and "
                 f"chosen for nothing, by the {'native step loop' if backend == 'native' else 'PyTorch step'}, "
-                f"{len(clips)} at once; threads: {torch.get_num_threads()}. So short a training teaches plucks, not tunes."
+                f"{len(clips)} at once; threads: {torch.get_num_threads()}. So short a training teaches plucks only."
             ),
         ],
         next=[
