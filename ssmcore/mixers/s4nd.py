@@ -102,8 +102,9 @@ class S4ND(Mixer):
         self.out_proj = nn.Linear(shape[-1], 2 * d_model) if c.map_out else None
 
     def param_spec(self) -> dict[str, ParamSpec]:
-        """Poles and steps learn slowly and do not decay. No shapes, raises nothing."""
-        return dict.fromkeys(("log_dt", "A_log", "A_imag"), ParamSpec(decay=False, lr_scale=self.config.lr_scale))
+        """Poles and steps learn slowly; they and the skip do not decay. No shapes, raises nothing."""
+        slow = dict.fromkeys(("log_dt", "A_log", "A_imag"), ParamSpec(decay=False, lr_scale=self.config.lr_scale))
+        return {**slow, "D": ParamSpec(decay=False)}
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, None]:
         """Filter and map x, (b, i j .., d); see Mixer.mix.

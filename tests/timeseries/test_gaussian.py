@@ -113,9 +113,7 @@ def test_deep_state_learns():
     losses = []
     for steps in (1, 60):
         fit = FitConfig(epochs=2, steps_per_epoch=steps, batch_size=16, lr=5e-3)
-        predictor = DeepStateEstimator(
-            12, fit=fit, config=StructuralConfig(seasons=(24,), harmonics=2), **options
-        ).train(data)
+        predictor = DeepStateEstimator(12, fit=fit, **options).train(data)
         errors = []
         cut = [{**e, "target": e["target"][:-12]} for e in data]
         for entry, forecast in zip(data, predictor.predict(cut), strict=True):

@@ -120,6 +120,7 @@ class ConvNextBlock(nn.Module):
         return x + self.drop_path(y * self.gamma)
 
 
+@register_notrace_module
 class NormConv(nn.Module):
     """A norm, then a convolution that halves the map, (b, h, w, d) to (b, h / 2, w / 2, d'). Raises nothing.
 
