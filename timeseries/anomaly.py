@@ -1,7 +1,6 @@
 """How surprising each value was: the negative log likelihood of a value given all before it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def _median(head: Any, window: Any, hidden: Any) -> torch.Tensor:
     """(b, c, o, h)."""
     if hasattr(head, "point"):
         return head.point(window, hidden).cpu()
-    return head.predict(window, replace(hidden), 100).values.median(0).values.cpu()
+    return head.predict(window, hidden, 100).values.median(0).values.cpu()
 
 
 def _against_normal(forecast: torch.Tensor, target: torch.Tensor, memory: int) -> torch.Tensor:
