@@ -114,8 +114,9 @@ class Experiment:
         )
         linear = LinearSSM(self.config.prediction_length, *poles, context_length=self.context_length)
         train, validation = self._origins("train"), self._origins("validation")
-        # A short file has no stretches that say anything without their neighbours.
-        folds = options.folds if len(train) >= 4 * options.folds * self.config.prediction_length else 0
+        # A stretch loses a horizon at either end: one that is not twice as long says little.
+        folds = min(options.folds, len(train) // (2 * self.config.prediction_length))
+        folds = folds if folds >= 2 else 0
         report = fit_linear_ssm(
             linear, self.values, train, validation, strengths=options.ridge, select=options.select, folds=folds
         )
