@@ -53,11 +53,11 @@ def selective_scan_cases() -> dict[str, Callable[[], Any]]:
     """Launches of the selective scan by name: forward and backward as the shapes of the benchmark have them."""
     from .selective_scan import triton, triton_long
 
-    def tensors(b: int, l: int, d: int, n: int, dtype: torch.dtype, gate: bool = True) -> list[Any]:
+    def tensors(b: int, l: int, d: int, n: int, dtype: torch.dtype, gate: bool = True) -> tuple[Any, ...]:
         steps = [torch.empty(b, l, d, dtype=dtype, device="meta") for _ in range(3)]
         A, D, bias = (torch.empty(*size, device="meta") for size in ((d, n), (d,), (d,)))
         B, C = (torch.empty(b, l, n, device="meta") for _ in range(2))
-        return [*steps[:2], A, B, C, D, steps[2] if gate else None, bias]
+        return (*steps[:2], A, B, C, D, steps[2] if gate else None, bias)
 
     def forward(save: bool, *size: Any, **more: Any) -> Any:
         return lambda: triton.forward(*tensors(*size, **more), None, None, None, True, False, "euler", save)
@@ -87,6 +87,49 @@ def selective_scan_cases() -> dict[str, Callable[[], Any]]:
         "64 states forward": forward(True, 8, 1024, 512, 64, half),
         "64 states backward": backward(8, 1024, 512, 64, half),
         "long forward": cut(forward(True, 1, 131072, 1536, 16, half)),
+    }
+
+
+def option_cases() -> dict[str, Callable[[], Any]]:
+    """The selective scan with the options that the benchmark's shapes leave out: what has to compile at all."""
+    from .rows import Row
+    from .selective_scan import triton, triton_long
+
+    def both(
+        k: int, rule: str, reverse: bool, rows: list[Row] | None, dtype: torch.dtype, constant: bool = False
+    ) -> Any:
+        b, l, d, n, own = 2 - (rows is not None), 300, 96, 12, (k,) if k else ()
+
+        def meta(*size: int, to: torch.dtype = dtype) -> Tensor:
+            return torch.empty(*size, dtype=to, device="meta")
+
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        M = meta(d, n, to=wide) if constant else meta(*own, b, l, n, to=wide)
+        x, dt, A = meta(b, l, d), meta(*own, b, l, d), meta(*own, d, n, to=wide)
+        state = meta(*own, len(rows or "ab"), d, n, to=wide)
+        given: tuple[Any, ...] = (x, dt, A, M, M, meta(*own, d, to=wide), x, meta(*own, d, to=wide), state)
+        options: tuple[Any, ...] = (
+            torch.empty(k, l, dtype=torch.int64, device="meta") if k else None,
+            rows,
+            True,
+            reverse,
+            rule,
+        )
+        kept = meta(*triton.boundaries_shape(A, dt.shape, len(rows or "ab")), to=wide)
+
+        def run() -> None:
+            with mock.patch.object(triton_long, "steps_of", return_value=64):
+                triton.forward(*given, *options, True)
+                triton.backward(x, state, kept, *given, *options)
+
+        return run
+
+    packed = [Row(0, 0, 100), Row(0, 100, 200)]
+    return {
+        "zoh, packed, reverse, in pieces": both(0, "zoh", True, packed, torch.float32),
+        "bilinear, constant B and C, in pieces": both(0, "bilinear", False, None, torch.float16, True),
+        "four routes": both(4, "euler", False, None, torch.bfloat16),
+        "float64": both(0, "euler", True, packed, torch.float64),
     }
 
 
@@ -198,7 +241,7 @@ def compile_all(names: list[str] | None = None, capability: int = 90) -> list[Co
     Raises:
         ValueError: No such case.
     """
-    cases = {**selective_scan_cases(), **other_cases()}
+    cases = {**selective_scan_cases(), **option_cases(), **other_cases()}
     if unknown := set(names or ()) - set(cases):
         raise ValueError(f"offline: no case {sorted(unknown)}, expected some of {list(cases)}")
     return [

@@ -108,7 +108,7 @@ def replay(h, s, tiles, start, count, order, x, x_t, dt, dt_t, B, B_t, B_fixed, 
 def go_back(
     sums, h, s, start, count, order, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, dy, dy_t, dx, dx_t, ddt, ddt_t, dz, dz_t,
     dB, dC, row_t, B_fixed, C_fixed, A2, skip, shift, channels, real, states, full,
-    adds: tl.constexpr, x_adds: tl.constexpr, TILE: tl.constexpr,
+    later, ADDS: tl.constexpr, X_ADDS: tl.constexpr, TILE: tl.constexpr,
     RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     """A sub-tile of TILE steps from place s, whose state before is h: writes its gradients, returns the new sums."""
@@ -128,12 +128,12 @@ def go_back(
             gate = zs[i].to(A2.dtype)
             sig = sigmoid(gate)
             y = tl.sum(Ci * hs[i + 1], axis=0) + skip * xs[i]
-            add_or_store(dz + t * dz_t + channels, gy * y * sig * (1 + gate * (1 - sig)), real & within, adds)
+            add_or_store(dz + t * dz_t + channels, gy * y * sig * (1 + gate * (1 - sig)), real & within, later, ADDS)
             gy = gy * gate * sig
         g, dxi, ddti, dAi, dBi, dCi = adjoint_step(g, hs[i], hs[i + 1], A2, dts[i], xs[i], gy, Bi, Ci, RULE, DOUBLE)
-        add_or_store(dx + t * dx_t + channels, dxi + skip * gy, real & within, x_adds)
+        add_or_store(dx + t * dx_t + channels, dxi + skip * gy, real & within, later, X_ADDS)
         ddti = tl.where(within, ddti * slope[i], 0)
-        add_or_store(ddt + t * ddt_t + channels, ddti, real & within, False)
+        add_or_store(ddt + t * ddt_t + channels, ddti, real & within, later, False)
         dA, dD, dbias = dA + dAi, dD + gy * xs[i], dbias + ddti
         if B is None:
             dB_fixed += dBi
@@ -150,7 +150,7 @@ def go_back(
 def backward_piece(
     sums, boundaries, slot, start, count, order, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, dy, dy_t, dx, dx_t, ddt,
     ddt_t, dz, dz_t, dB, dC, row_t, B_fixed, C_fixed, A2, skip, shift, channels, real, states,
-    exists, full, d, n, adds: tl.constexpr, x_adds: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
+    exists, full, d, n, later, ADDS: tl.constexpr, X_ADDS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
     EVERY: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     """All steps of a piece from the last, span after span: the state at its start, then its sub-tiles."""
@@ -172,7 +172,7 @@ def backward_piece(
             sums = go_back(
                 sums, h, span + tiles * TILE, start, count, order, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, dy, dy_t,
                 dx, dx_t, ddt, ddt_t, dz, dz_t, dB, dC, row_t, B_fixed, C_fixed, A2, skip, shift, channels, real,
-                states, full, adds, x_adds, TILE, RULE, SOFTPLUS, REVERSE, DOUBLE,
+                states, full, later, ADDS, X_ADDS, TILE, RULE, SOFTPLUS, REVERSE, DOUBLE,
             )  # fmt: skip
     return sums
 
@@ -207,7 +207,7 @@ def backward_kernel(
         B += batch * B_b + group * B_g
     if C is not None:
         C += batch * C_b + group * C_g
-    for route in tl.static_range(ROUTES):
+    for route in range(ROUTES):
         own = route * pieces + p
         rows = (((block % blocks_a_group) * ROUTES + route) * tokens + batch * length) * row_t + group * n
         A2 = load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E
@@ -223,7 +223,7 @@ def backward_kernel(
             load_state(B0, route * n, d, channels, states, exists, DOUBLE),
             load_state(C0, route * n, d, channels, states, exists, DOUBLE), A2,
             load_channels(D, route * d + channels, real, DOUBLE), shift, channels, real, states, exists, full, d, n,
-            route > 0, SHARED_X and route > 0, TILE, SPAN, EVERY, RULE, SOFTPLUS, REVERSE, DOUBLE,
+            route > 0, ROUTES > 1, SHARED_X, TILE, SPAN, EVERY, RULE, SOFTPLUS, REVERSE, DOUBLE,
         )  # fmt: skip
         store_state(dA, own * n, d, channels, states, exists, sum_A)
         if B is None:

@@ -99,7 +99,7 @@ def advance(h, A2, dt, x, B, RULE: tl.constexpr, DOUBLE: tl.constexpr):
 @triton.jit
 def forward_steps(
     h, y, y_t, tokens, xs, dts, zs, B, B_t, C, C_t, B_fixed, C_fixed, A2, skip, shift, channels, real, states, full,
-    adds: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, DOUBLE: tl.constexpr,
+    later, ADDS: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     """The steps of some tokens whose x, dt and z are given: writes y, or adds to it, and returns the state."""
     Bs, Cs = rows_at(tokens, B, B_t, states, full), rows_at(tokens, C, C_t, states, full)
@@ -114,22 +114,22 @@ def forward_steps(
             out = out * z * sigmoid(z)
         ys = ys + (out,)
     for i in tl.static_range(len(tokens)):
-        add_or_store(y + tokens[i] * y_t + channels, ys[i], real, adds)
+        add_or_store(y + tokens[i] * y_t + channels, ys[i], real, later, ADDS)
     return h
 
 
 @triton.jit
-def add_or_store(at, value, mask, adds: tl.constexpr):
-    """Write, or where another route of this program has written before, add: one thread has a channel in all routes."""
-    if adds:
-        value += tl.load(at, mask=mask, other=0)
+def add_or_store(at, value, mask, later, ADDS: tl.constexpr):
+    """Write, or where an earlier route of this program has written, add: one thread has a channel in all routes."""
+    if ADDS:
+        value += tl.load(at, mask=mask & later, other=0)
     tl.store(at, value.to(at.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def forward_piece(
     h, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, B_fixed, C_fixed, y, y_t, boundaries, slot, start, count, order,
-    A2, skip, shift, channels, real, states, exists, full, d, n, adds: tl.constexpr,
+    A2, skip, shift, channels, real, states, exists, full, d, n, later, ADDS: tl.constexpr,
     UNROLL: tl.constexpr, EVERY: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +149,7 @@ def forward_piece(
             next_zs = rows_at(next_tokens, z, z_t, channels, real)
             h = forward_steps(
                 h, y, y_t, tokens, xs, dts, zs, B, B_t, C, C_t, B_fixed, C_fixed, A2, skip, shift, channels, real,
-                states, full, adds, RULE, SOFTPLUS, DOUBLE,
+                states, full, later, ADDS, RULE, SOFTPLUS, DOUBLE,
             )  # fmt: skip
             tokens, xs, dts, zs = next_tokens, next_xs, next_dts, next_zs
     for s in range(whole, count):
@@ -161,7 +161,7 @@ def forward_piece(
         zs = rows_at(tokens, z, z_t, channels, real)
         h = forward_steps(
             h, y, y_t, tokens, xs, dts, zs, B, B_t, C, C_t, B_fixed, C_fixed, A2, skip, shift, channels, real, states,
-            full, adds, RULE, SOFTPLUS, DOUBLE,
+            full, later, ADDS, RULE, SOFTPLUS, DOUBLE,
         )  # fmt: skip
     return h
 
@@ -196,7 +196,7 @@ def forward_kernel(
         B += batch * B_b + group * B_g
     if C is not None:
         C += batch * C_b + group * C_g
-    for route in tl.static_range(ROUTES):
+    for route in range(ROUTES):
         own = (route * pieces + p) * n
         h = load_state(h0, own, d, channels, states, exists, DOUBLE)
         h = forward_piece(
@@ -208,7 +208,7 @@ def forward_kernel(
             load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E,
             load_channels(D, route * d + channels, real, DOUBLE),
             load_channels(bias, route * d + channels, real, DOUBLE),
-            channels, real, states, exists, full, d, n, route > 0,
+            channels, real, states, exists, full, d, n, route > 0, ROUTES > 1,
             UNROLL, EVERY, RULE, SOFTPLUS, REVERSE, DOUBLE,
         )  # fmt: skip
         store_state(last, own, d, channels, states, exists, h)

@@ -165,7 +165,7 @@ def summary_kernel(
         z += batch * z_b
     if B is not None:
         B += batch * B_b + group * B_g
-    for route in tl.static_range(ROUTES):
+    for route in range(ROUTES):
         A2 = load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E
         B_fixed = load_state(B0, route * n, d, channels, states, exists, DOUBLE)
         shift = load_channels(bias, route * d + channels, real, DOUBLE)
