@@ -24,18 +24,22 @@ Subtype = Literal["16", "24", "float"]
 _SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
 
 
-def read_audio(source: str | os.PathLike | bytes, name: str | None = None) -> tuple[Tensor, int]:
+def read_audio(
+    source: str | os.PathLike | bytes, name: str | None = None, most_seconds: float | None = None
+) -> tuple[Tensor, int]:
     """Decode a sound file.
 
     Args:
         source: A path, or the bytes of a file.
         name: What to call it in messages; the path if left out.
+        most_seconds: Decode no more than this much, so that a small file cannot fill the memory.
     Returns:
         The waveform, float32, shape (c, t), t >= 1, every sample finite; and its rate in Hz.
     Raises:
         AudioError: There is no such file, it is no sound, it is empty, holds NaN, or its rate or channels are absurd.
     """
-    wave, rate, _ = _decode(source, name or ("the file" if isinstance(source, bytes) else str(source)), "float32")
+    label = name or ("the file" if isinstance(source, bytes) else str(source))
+    wave, rate, _ = _decode(source, label, "float32", most_seconds)
     return torch.from_numpy(wave.T.copy()), rate
 
 
@@ -107,14 +111,17 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         raise AudioError(f"{path}: cannot be written ({error.strerror or error}); nothing was left behind") from None
 
 
-def _decode(source: str | os.PathLike | bytes, label: str, dtype: str) -> tuple[np.ndarray, int, str]:
+def _decode(
+    source: str | os.PathLike | bytes, label: str, dtype: str, most_seconds: float | None = None
+) -> tuple[np.ndarray, int, str]:
     """Samples (t, c), rate and subtype of a file, checked."""
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise AudioError(f"{label}: there is no such file")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             _check_header(label, file.samplerate, file.channels)
-            wave = file.read(dtype=dtype, always_2d=True)
+            most = -1 if most_seconds is None else max(1, round(most_seconds * file.samplerate))
+            wave = file.read(most, dtype=dtype, always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         reason = str(error).split(": ")[-1].rstrip(".")
         raise AudioError(f"{label}: cannot be read as audio ({reason}); give a WAV, FLAC, OGG or MP3 file") from None

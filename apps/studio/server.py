@@ -56,7 +56,7 @@ class Studio:
             raise AudioError("the prompt is not here any more; upload it again")
         wave, rate = self.prompts[request.prompt]
         own = model.checkpoint
-        mono = to_mono(wave, rate, own.sample_rate)[: round(jobs.MOST_PROMPT_SECONDS * own.sample_rate)]
+        mono = to_mono(wave, rate, own.sample_rate)
         return Clip(request, model, own.quantizer.encode(mono / mono.abs().max().clamp_min(1e-9)))
 
 
@@ -132,10 +132,9 @@ async def _take_prompt(studio: Studio, request: Request) -> dict:
         if len(data) > MOST_BYTES:
             raise HTTPException(413, f"the recording is larger than {MOST_BYTES >> 20} MB")
     try:
-        wave, rate = await asyncio.to_thread(read_audio, bytes(data), "the recording")
+        wave, rate = await asyncio.to_thread(read_audio, bytes(data), "the recording", jobs.MOST_PROMPT_SECONDS)
     except AudioError as error:
         raise HTTPException(422, str(error)) from None
-    wave = wave[:, : round(jobs.MOST_PROMPT_SECONDS * rate)]
     return {"id": studio.prompts.keep((wave, rate)), "seconds": wave.shape[1] / rate}
 
 

@@ -168,6 +168,12 @@ def test_prompt_is_gone_on_from(studio, checkpoint):
     assert not np.array_equal(samples, generate(studio, WANTED)[0])
 
 
+def test_a_small_file_of_hours_is_cut(studio):
+    flac = encode_audio(torch.zeros(40 * 60 * RATE), RATE, "flac")
+    assert len(flac) < 100_000
+    assert json.loads(get(f"{studio.http}/api/prompts", data=flac)[0])["seconds"] == jobs.MOST_PROMPT_SECONDS
+
+
 def test_prompts_are_bounded(studio):
     for data, code in ((b"not audio at all", 422), (b"", 422), (bytes(MOST_BYTES + 1), 413)):
         with pytest.raises(urllib.error.HTTPError) as error:
