@@ -153,7 +153,7 @@ def cifar_vim() -> TrainConfig:
 
 
 def cifar_vit() -> TrainConfig:
-    """ViT of 0.6 M parameters, CIFAR-10, 100 seconds of one core: 33.8 and 37.5 % (two seeds). The opponent of the two above."""
+    """ViT of 0.6 M parameters, CIFAR-10, 100 seconds of one core: 33.8 and 37.5 % (two seeds). Their opponent."""
     return replace(
         _CIFAR,
         model="vit_tiny_patch16_224",
