@@ -3,9 +3,16 @@
 import argparse
 import sys
 
-from . import audio, graphs, hugging_face, scan, updates
+from . import audio, graphs, hugging_face, kalman, scan, updates
 
-COMMANDS = {"scan": scan, "audio": audio, "transformers": hugging_face, "graph": graphs, "timeseries": updates}
+COMMANDS = {
+    "scan": scan,
+    "audio": audio,
+    "transformers": hugging_face,
+    "graph": graphs,
+    "timeseries": updates,
+    "kalman": kalman,
+}
 
 
 def main(words: list[str] | None = None) -> int:
