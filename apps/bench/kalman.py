@@ -1,8 +1,8 @@
 """`python -m apps.bench kalman`: the exact likelihood of many series under structural models, against statsmodels.
 
 Each row is one structural model and a batch of series under its own variances. statsmodels takes one series after the
-other; ours takes all at once. Times are CPU times of the process on one thread, per series and step, medians of calls in
-turns; the largest difference of the log-likelihoods is in nats.
+other; ours takes all at once. Times are CPU times of the process on one thread, per series and step, medians of calls
+in turns; the largest difference of the log-likelihoods is in nats.
 """
 
 import argparse
