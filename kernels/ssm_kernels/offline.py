@@ -59,13 +59,17 @@ def selective_scan_cases() -> dict[str, Callable[[], Any]]:
         B, C = (torch.empty(b, l, n, device="meta") for _ in range(2))
         return (*steps[:2], A, B, C, D, steps[2] if gate else None, bias)
 
+    plain: dict[str, Any] = dict(
+        initial_state=None, order=None, rows=None, dt_softplus=True, reverse=False, rule="euler"
+    )
+
     def forward(save: bool, *size: Any, **more: Any) -> Any:
-        return lambda: triton.forward(*tensors(*size, **more), None, None, None, True, False, "euler", save)
+        return lambda: triton.forward(*tensors(*size, **more), **plain, save=save)
 
     def backward(*size: Any) -> Any:
         given = tensors(*size)
         kept = torch.empty(triton.boundaries_shape(given[2], given[1].shape, size[0]), device="meta")
-        return lambda: triton.backward(given[0], None, kept, *given, None, None, None, True, False, "euler")
+        return lambda: triton.backward(given[0], None, kept, *given, **plain)
 
     def cut(run: Callable[[], Any]) -> Callable[[], Any]:
         def long() -> None:
@@ -119,7 +123,7 @@ def option_cases() -> dict[str, Callable[[], Any]]:
 
         def run() -> None:
             with mock.patch.object(triton_long, "steps_of", return_value=64):
-                triton.forward(*given, *options, True)
+                triton.forward(*given, *options, save=True)
                 triton.backward(x, state, kept, *given, *options)
 
         return run
