@@ -152,6 +152,8 @@ def test_time_series_section(tmp_path):
     assert all(float(row[1]) > 0 for row in table.rows)
     assert (tmp_path / "co2.csv").read_text().splitlines()[1] == "1958-03-29,316.1"
     assert ",\n" in (tmp_path / "co2.csv").read_text()  # gaps stay gaps
+    told = next(block.text for block in section.blocks if isinstance(block, Text) and "microseconds" in block.text)
+    assert float(re.search(r"differs by (\S+) ppm", told)[1]) < 1e-6
     assert_self_contained(Report("t", "l", {}, [section]).html())
 
 
