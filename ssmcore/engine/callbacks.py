@@ -120,8 +120,11 @@ class Checkpoints(Checkpoint):
         self.asked: int | None = None
         self._handlers: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """A first signal asks to stop after the batch; a second one is obeyed at once."""
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """A first signal asks to stop after the optimiser's step; a second one is obeyed at once.
+
+        Lightning has set its own handler by now, which would end the loop in the middle of a step.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask)
@@ -136,10 +139,12 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Mid-epoch saves; the epoch's last batch leaves it to the epoch's end, after the validation."""
-        if batch_idx + 1 == trainer.num_training_batches:
+        done, window = batch_idx + 1, trainer.accumulate_grad_batches
+        # Between two optimiser steps there are gradients that no checkpoint holds.
+        if done == trainer.num_training_batches or done % window:
             return
         stop = self._stop_wanted(trainer)
-        if stop or (self.every and (batch_idx + 1) % self.every == 0):
+        if stop or (self.every and done // self.every > (done - window) // self.every):
             self._save(trainer)
         if stop:
             raise Interrupted(self.asked or signal.SIGTERM)

@@ -41,7 +41,7 @@ class ToyTask(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         x, y = batch
         self.seen.append(float(x[0, 0]))
-        if self.global_step == self.stop_at:
+        if len(self.seen) - 1 == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.global_step == self.poison_at:
             with torch.no_grad():
@@ -97,6 +97,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, whole, stop_at):
     assert rows(tmp_path) == rows(folder)
     for name in ("best.safetensors", "last.safetensors"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2, 4, 5, 8])
+def test_a_stop_waits_for_the_optimiser_when_gradients_accumulate(tmp_path, stop_at):
+    """Three batches a step, seven an epoch: no checkpoint holds the gradients of a step that is not done."""
+    task, outcome = run(tmp_path / "whole", accumulate=3)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", stop_at, accumulate=3)
+    resumed, again = run(tmp_path / "cut", accumulate=3)
+    assert again == outcome
+    for name in ("best.safetensors", "last.safetensors", "metrics.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), resumed.model.parameters(), strict=True))
 
 
 def test_resume_with_workers_equals_uninterrupted(tmp_path, whole):
