@@ -2,8 +2,9 @@
 
     data set x lookback x horizon x model x seed = a cell, a JSON file of its own
 
-A run that was stopped goes on with the cells that are missing. Every test window counts, everything is chosen on the
-validation part, lookbacks never meet in one table, and naive, seasonal-naive and ridge forecasts stand in every one.
+A run that was stopped goes on with the cells that are missing. Every test window counts, nothing is chosen by test
+scores (ridge strengths by folds of the training part and by the validation part), lookbacks never meet in one table,
+and naive, seasonal-naive and ridge forecasts stand in every one.
 """
 
 import csv

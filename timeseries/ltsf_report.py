@@ -58,7 +58,7 @@ def markdown(results: Sequence) -> str:
             lines.append(_published_line(model, scores, horizons))
         parts.append("\n".join(lines))
     note = (
-        "MSE / MAE on standardised values, every test window, all choices on the validation part. "
+        "MSE / MAE on standardised values, every test window, no choice by test scores. "
         "Our rows: mean over seeds, with the standard deviation where there are several. *Italic*: as published.\n"
     )
     return "\n\n".join([*parts, note])

@@ -1,6 +1,7 @@
 """Published long-term-forecasting scores, MSE / MAE, to stand beside ours.
 
-Every value was read in a paper's source or in a project's own result log. All test windows count unless a row says so.
+Values were read in a paper's source or in a project's own result log, but for TimeMachine's, which were confirmed only
+in part: check them before you quote them. All test windows count unless a row says so.
 
 Sources: S-Mamba (arXiv 2403.11144) with its reruns of iTransformer, PatchTST and DLinear; CycleNet (result log, mean of
 5 seeds); TQNet (result log); TimeMachine (arXiv 2403.09898; horizons 96 and 720; its loader drops the last windows).
