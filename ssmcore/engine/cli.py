@@ -140,9 +140,13 @@ def parse(
         if not saved.is_file():
             parser.error(f"--resume {run_dir}: there is no {CONFIG_FILE} in it; give a folder that an earlier run made")
         words = ["--config", str(saved), *words]
-    values = parser.instantiate(parser.parse_args(words))
-    found = {f.name: values[f.name] for f in dataclasses.fields(config)}
-    return config(**found | ({positional: tuple(found[positional])} if positional else {}))
+    parsed = parser.parse_args(words)
+    try:  # a dataclass may refuse its values
+        values = parser.instantiate(parsed)
+        found = {f.name: values[f.name] for f in dataclasses.fields(config)}
+        return config(**found | ({positional: tuple(found[positional])} if positional else {}))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def dump(config: Any) -> str:

@@ -49,8 +49,10 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`.
+def make_optimizer(
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; betas are the decay rates of its two averages.
 
     Raises:
         ValueError: As `parameter_groups`, or the model has nothing to train.
@@ -60,7 +62,7 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
         raise ValueError(f"make_optimizer: {type(model).__name__} has no trainable parameter")
     for group in groups:
         del group["names"]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=betas)
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 0) -> LambdaLR:

@@ -224,12 +224,20 @@ def test_flags_of_inherited_fields_switches_and_words(capsys):
         lr: float = 0.1
         """Pace."""
 
+        def __post_init__(self):
+            if self.lr <= 0:
+                raise ValueError(f"lr={self.lr}, expected above 0")
+
     assert cli.field_docs(Config) == {"amp": "Narrow arithmetic.", "files": "Files.", "lr": "Pace."}
     parsed = cli.parse(Config, ["a", "b", "--amp", "--lr", "2"], prog="p", positional="files")
     assert parsed == Config(amp=True, files=("a", "b"), lr=2.0)
     assert cli.parse(Config, ["--amp", "false", "--lr=3", "a"], prog="p", positional="files").amp is False
     with pytest.raises(SystemExit):
         cli.parse(Config, ["--amp"], prog="p", positional="files")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.parse(Config, ["--lr", "-1", "a"], prog="p", positional="files")
+    assert capsys.readouterr().err == "p: lr=-1.0, expected above 0\n"  # what a config refuses is a sentence too
 
 
 def test_loader_refuses_nonsense():
