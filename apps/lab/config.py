@@ -15,30 +15,34 @@ class LabConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the mixer, e.g. {d_state: 8}."""
     preset: Literal["small", "paper"] = "small"
-    """Size of the task: small solves in minutes on two cores; paper is the published protocol's."""
-    d_model: int = 32
-    """Width of the model."""
-    num_layers: int = 2
+    """Size of the task and of its training: small solves in minutes on two cores; paper is the published protocol."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the task in place of the preset's, e.g. {pairs: 8} for mqar."""
+    d_model: int | None = None
+    """Width of the model; this and what follows: none takes the preset's."""
+    num_layers: int | None = None
     """Layers, each the mixer alone or with the channel mixer behind it."""
     channel_mixer: str | None = None
     """Also a registered channel mixer in every layer, e.g. mlp."""
     length: int | None = None
-    """Length of training sequences; None takes the preset's."""
-    longer: tuple[int, ...] = (1, 2, 4)
+    """Length of training sequences."""
+    longer: tuple[int, ...] | None = None
     """Lengths to ask about afterwards, in multiples of the training length."""
-    steps: int = 2000
+    steps: int | None = None
     """Batches at most."""
-    steps_per_epoch: int = 100
+    steps_per_epoch: int | None = None
     """Batches between two looks at fresh sequences."""
-    batch_size: int = 32
+    batch_size: int | None = None
     """Sequences a batch."""
-    fresh: int = 256
+    examples: int | None = None
+    """Training sequences that are seen again in each epoch; without, new ones are drawn for ever."""
+    fresh: int | None = None
     """Fresh sequences that a look and the last questions are about."""
     solved: float = 0.995
-    """Accuracy on fresh sequences that ends the training."""
-    lr: float = 3e-3
+    """Score on fresh sequences that ends the training."""
+    lr: float | None = None
     """Learning rate of AdamW."""
-    weight_decay: float = 0.01
+    weight_decay: float | None = None
     """Of the parameters that decay."""
     seed: int = 0
     """Of the weights and the data."""
@@ -54,13 +58,27 @@ class LabConfig:
 class TableConfig:
     """Train several mixers on several tasks, and print and plot who solves what, also beyond the trained length."""
 
-    tasks: tuple[str, ...] = ("induction", "selective_copy", "copy", "mqar", "parity")
+    tasks: tuple[str, ...] = ("induction", "selective_copy", "copy", "recall", "mqar", "parity", "regression")
     """Which tasks."""
-    mixers: tuple[str, ...] = ("attention", "s4d", "lru", "h3", "rglru", "mamba", "mamba2", "gated_deltanet")
-    """Which mixers."""
+    mixers: tuple[str, ...] = (
+        "attention",
+        "lru",
+        "mamba_s4",
+        "h3",
+        "gru",
+        "rglru",
+        "mamba",
+        "mamba2",
+        "gated_deltanet",
+    )
+    """Which mixers: registered names, or keys of `variants`."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Mixers with options under a name of their own, e.g. {gdn_negative: {name: gated_deltanet, beta_max: 2}}."""
     seeds: int = 1
     """Runs of each pair; the table shows the mean."""
     train: dict[str, Any] = field(default_factory=dict)
     """Options of `python -m apps.lab TASK` for every run, e.g. {steps: 500}."""
+    each: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same for the runs of single tasks, e.g. {parity: {steps: 1000}}."""
     output: str = "runs/lab-table"
     """Folder of the table; a run that was stopped goes on there."""

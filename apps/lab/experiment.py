@@ -2,18 +2,20 @@
 
 import json
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ssmcore.engine import RunSettings, cli, fit, load_weights, make_loader, make_run_dir
 from ssmcore.engine.folder import BEST_FILE
 
 from .config import LabConfig
 from .model import LabModel
+from .protocols import Task, Training, task
 from .task import Batches, LabTask, Solved, measure, whole
-from .tasks import Task, task
 
 RESULT_FILE = "result.json"
 
@@ -32,15 +34,22 @@ class Result:
     """Process time of the training, all threads."""
     length: int
     scores: dict[str, float]
-    """Accuracy (or negative squared error) on fresh sequences, by multiple of the training length."""
+    """Accuracy (or the explained part of the variance) on fresh sequences, by multiple of the training length."""
 
 
-def build(config: LabConfig, job: Task) -> LabModel:
+def chosen(config: LabConfig, job: Task) -> Training:
+    """How a run is trained: what its config says, else what the task's preset does. No shapes, raises nothing."""
+    said = {f.name: getattr(config, f.name) for f in fields(Training)}
+    return replace(job.training, **{name: value for name, value in said.items() if value is not None})
+
+
+def build(config: LabConfig, job: Task, training: Training) -> LabModel:
     """The model of a run.
 
     Args:
         config: The run's.
-        job: Its task. No shapes.
+        job: Its task.
+        training: Its widths. No shapes.
     Raises:
         ValueError: A name or option is unknown.
         Unsupported: The mixer looks ahead.
@@ -51,9 +60,9 @@ def build(config: LabConfig, job: Task) -> LabModel:
         job.classes,
         config.mixer,
         config.options,
-        d_model=config.d_model,
-        num_layers=config.num_layers,
-        channel_mixer=config.channel_mixer,
+        d_model=training.d_model,
+        num_layers=training.num_layers,
+        channel_mixer=training.channel_mixer,
     )
 
 
@@ -72,22 +81,32 @@ def run(config: LabConfig, silent: bool = False) -> Result:
         NonFiniteError: NaN or infinity came up.
     """
     name = config.task[0]
-    job = task(name, config.preset)
+    job = task(name, config.preset, config.task_options)
+    how = chosen(config, job)
     length = config.length or job.length
-    model = build(config, job)
+    model = build(config, job, how)
     job(1, length, 0)  # a length that cannot be drawn is said before anything is written
     saved = replace(config, resume=None)
     folder = Path(config.resume) if config.resume else make_run_dir(config.output, f"{name}-{config.mixer}", saved)
     (folder / cli.CONFIG_FILE).write_text(cli.dump(saved))
-    epochs = -(-config.steps // config.steps_per_epoch)
-    train = Batches(job, length, config.batch_size, config.steps_per_epoch, config.seed)
-    fresh = Batches(job, length, config.fresh, 1, -2 - config.seed)
+    per_epoch = how.steps_per_epoch if how.examples is None else -(-how.examples // how.batch_size)
+    train = Batches(job, length, how.batch_size, per_epoch, config.seed)
+    looks = max(1, how.fresh // how.batch_size)
+    fresh = Batches(job, length, how.batch_size, looks, -2 - config.seed, asking=True)
     loaders = [
-        make_loader(train, 1, seed=config.seed, collate_fn=whole, keyed=True),  # no batch comes twice
+        # In order, so that what grows knows the step; endless data are other batches in each epoch.
+        make_loader(
+            train,
+            1,
+            seed=config.seed,
+            collate_fn=whole,
+            keyed=how.examples is None,
+            shuffle=how.examples is not None,
+        ),
         make_loader(fresh, 1, seed=0, shuffle=False, collate_fn=whole),
     ]
     settings = RunSettings(
-        epochs=epochs,
+        epochs=-(-how.steps // per_epoch),
         seed=config.seed,
         monitor="val_score",
         mode="max",
@@ -95,18 +114,18 @@ def run(config: LabConfig, silent: bool = False) -> Result:
         silent=silent,
     )
     started = time.process_time()
-    lab = LabTask(model, config.lr, config.weight_decay)
+    lab = LabTask(model, how.lr, how.weight_decay)
     outcome = fit(lab, *loaders, settings, folder, callbacks=[Solved(config.solved)])
     seconds = time.process_time() - started
     weights, _ = load_weights(folder / BEST_FILE)
     model.load_state_dict(weights)
-    scores = {str(k): score(model.eval(), job, k * length, config) for k in config.longer}
+    scores = {str(k): score(model.eval(), job, k * length, how) for k in how.longer}
     result = Result(
         task=name,
         mixer=config.mixer,
         seed=config.seed,
         parameters=sum(p.numel() for p in model.parameters()),
-        steps=outcome.epochs * config.steps_per_epoch,
+        steps=outcome.epochs * per_epoch,
         cpu_seconds=round(seconds, 1),
         length=length,
         scores=scores,
@@ -116,18 +135,19 @@ def run(config: LabConfig, silent: bool = False) -> Result:
 
 
 @torch.no_grad()
-def score(model: LabModel, job: Task, length: int, config: LabConfig) -> float:
+def score(model: Callable[[Tensor], Tensor], job: Task, length: int, training: Training) -> float:
     """Score on fresh sequences of a length, the same ones for every model.
 
     Args:
-        model: Trained; on any device.
+        model: From inputs to answers; where it has parameters, its device is theirs.
         job: The task.
         length: Of the sequences.
-        config: Says how many, in batches of the training's size.
+        training: Says how many, in batches of the training's size. Shapes as the task draws them.
     """
-    device = next(model.parameters()).device
-    total, count = 0.0, max(1, config.fresh // config.batch_size)
+    device = next(model.parameters()).device if isinstance(model, nn.Module) else None
+    total, count = 0.0, max(1, training.fresh // training.batch_size)
+    batches = Batches(job, length, training.batch_size, count, -1, asking=True)
     for index in range(count):
-        inputs, targets = Batches(job, length, config.batch_size, count, -1)[index]
+        inputs, targets = batches[index]
         total += measure(model(inputs.to(device)), targets.to(device))[1].item()
     return total / count

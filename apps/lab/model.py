@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssmcore import Stack
+from ssmcore import Stack, Unsupported
 
 
 class LabModel(nn.Module):
@@ -40,8 +40,9 @@ class LabModel(nn.Module):
         self.embed = nn.Embedding(tokens, d_model) if classes else nn.Linear(tokens, d_model)
         branch = "M" if channel_mixer is None else f"M/{channel_mixer}"
         spec = {"name": mixer, **options}
-        # An answer must not be read off what follows it, so the stack is causal by construction.
-        self.stack = Stack(d_model, f"({branch})*{num_layers}", mixers={"M": spec}, norm="layer", causal=True)
+        self.stack = Stack(d_model, f"({branch})*{num_layers}", mixers={"M": spec}, norm="layer")
+        if not self.stack.causal:
+            raise Unsupported(f"LabModel: {mixer} looks ahead, expected a causal mixer: answers follow their questions")
         self.head = nn.Linear(d_model, classes or 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from ssmcore.engine import make_optimizer
 
-from .tasks import NOTHING, Task
+from .protocols import Task
+from .tasks import NOTHING
 
 
 class Batches(Dataset):
@@ -21,16 +22,19 @@ class Batches(Dataset):
         batch_size: Sequences.
         count: Batches.
         seed: Of all of them; batches of another seed are other ones.
+        asking: At the task's full size; else what grows has the size of the step that is the index.
     """
 
-    def __init__(self, task: Task, length: int, batch_size: int, count: int, seed: int):
+    def __init__(self, task: Task, length: int, batch_size: int, count: int, seed: int, asking: bool = False):
         self.task, self.length, self.batch_size, self.count, self.seed = task, length, batch_size, count, seed
+        self.asking = asking
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.task(self.batch_size, self.length, (self.seed + 1) * 1_000_003 * 10_000 + index)
+        seed = (self.seed + 1) * 1_000_003 * 10_000 + index
+        return self.task(self.batch_size, self.length, seed, None if self.asking else index)
 
 
 def whole(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -39,7 +43,7 @@ def whole(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def measure(answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and score of what is asked: cross entropy and accuracy, or squared error and its negative.
+    """Loss and score of what is asked: cross entropy and accuracy, or squared error and the part that is explained.
 
     Args:
         answers: (b, l, classes), or numbers (b, l).
@@ -51,11 +55,12 @@ def measure(answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return loss, (answers[asked].argmax(-1) == targets[asked]).float().mean()
     asked = ~targets.isnan()
     error = (answers[asked].float() - targets[asked]).square().mean()
-    return error, -error
+    return error, 1 - error / targets[asked].square().mean()
 
 
 class LabTask(pl.LightningModule):
-    """Train a LabModel; logs val_score, the accuracy (or the negative squared error) on fresh sequences.
+    """Train a LabModel; logs val_score, the accuracy (or the explained part of the variance) on fresh
+    sequences.
 
     Args:
         model: See model.py.

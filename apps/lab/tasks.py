@@ -2,54 +2,20 @@
 
     draw(batch, length, generator) -> inputs, targets
 
-Targets are -100 where nothing is asked. Inputs are tokens (b, l) and targets classes (b, l); in `regression` inputs are
-vectors (b, l, n + 1) and targets numbers (b, l), NaN where nothing is asked. A batch is a function of the generator's
-seed alone, so training data are never repeated and never stored.
+Inputs are tokens (b, l), targets classes (b, l), -100 where nothing is asked. A batch is a function of the generator's
+seed alone, so training data need not be stored. ListOps and regression have files of their own; protocols.py says how
+large each task is and how it is trained.
 
 b batch, l length, V vocabulary.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from itertools import permutations
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ssmcore.registry import resolve
-
 NOTHING = -100
 Drawn = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A task and its sizes."""
-
-    draw: Callable[..., Drawn]
-    """See the head of this file."""
-    tokens: int
-    """Kinds of input tokens; or the width of input vectors."""
-    classes: int
-    """Kinds of answers; 0 for a number."""
-    length: int
-    """Of training sequences, as `draw` counts it."""
-    about: str
-    """What it asks for, in one line."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Of `draw`."""
-    kind: Literal["classes", "number"] = "classes"
-    """What is asked for."""
-
-    def __call__(self, batch: int, length: int, seed: int) -> Drawn:
-        """A batch, by its seed; shapes at the head of this file.
-
-        Raises:
-            ValueError: The length is too short for the task.
-        """
-        return self.draw(batch, length, torch.Generator().manual_seed(seed), **self.options)
 
 
 def induction(batch: int, length: int, generator: torch.Generator, *, vocab: int = 16) -> Drawn:
@@ -66,7 +32,7 @@ def induction(batch: int, length: int, generator: torch.Generator, *, vocab: int
         ValueError: length is below 3.
     Source: Gu & Dao 2023, Mamba, sec. 4.1.2; Olsson et al. 2022.
     """
-    _at_least("induction", length, 3)
+    at_least("induction", length, 3)
     trigger = vocab - 1
     x = torch.randint(trigger, (batch, length), generator=generator)
     place = torch.randint(length - 2, (batch,), generator=generator)
@@ -94,7 +60,7 @@ def selective_copy(
         ValueError: length is below `items`.
     Source: Gu & Dao 2023, Mamba, sec. 4.1.1; Arjovsky et al. 2016 (plain copying).
     """
-    _at_least("selective_copy", length, items)
+    at_least("selective_copy", length, items)
     data = torch.randint(1, vocab - 1, (batch, items), generator=generator)
     places = torch.arange(items).expand(batch, -1)
     if not plain:
@@ -121,7 +87,7 @@ def recall(batch: int, length: int, generator: torch.Generator, *, vocab: int = 
         ValueError: length is below 3.
     Source: Fu et al. 2023, H3, sec. 3.1; Ba et al. 2016.
     """
-    _at_least("recall", length, 3)
+    at_least("recall", length, 3)
     pairs, half = (length - 1) // 2, vocab // 2
     book = torch.randint(half, vocab, (batch, half), generator=generator)
     keys = torch.randint(half, (batch, pairs), generator=generator)
@@ -132,7 +98,14 @@ def recall(batch: int, length: int, generator: torch.Generator, *, vocab: int = 
 
 
 def mqar(
-    batch: int, length: int, generator: torch.Generator, *, vocab: int = 8192, pairs: int = 4, power: float = 0.01
+    batch: int,
+    length: int,
+    generator: torch.Generator,
+    *,
+    vocab: int = 8192,
+    pairs: int = 4,
+    power: float = 0.01,
+    filler: bool = True,
 ) -> Drawn:
     """Several pairs first, each key asked once later on, most of them soon: multi-query associative recall.
 
@@ -143,8 +116,9 @@ def mqar(
         vocab: V: keys below V / 2, values above; none twice in a sequence; 0 is never one.
         pairs: Pairs, and questions.
         power: Exponent of the gaps' power law.
+        filler: Random tokens between the questions, which may be keys or values; without, zeros.
     Returns:
-        Tokens and targets, int64, shape (b, l); the questions are asked, all else is random.
+        Tokens and targets, int64, shape (b, l); the questions are asked.
     Raises:
         ValueError: length is odd or below 4 pairs.
     Source: Arora et al. 2023, Zoology, sec. 4 and appendix E.
@@ -159,7 +133,7 @@ def mqar(
     # The largest of log p plus Gumbel noise are a draw without replacement.
     noise = -torch.rand(batch, space, generator=generator, dtype=torch.float64).log().neg().log()
     gaps = (weight.log() + noise).argsort(1, descending=True)[:, :pairs]
-    x = torch.randint(1, vocab, (batch, length), generator=generator)
+    x = torch.randint(1, vocab, (batch, length), generator=generator) * filler
     x[:, : 2 * pairs] = torch.stack([keys, values], -1).flatten(1)
     asked = 2 * pairs + 2 * gaps
     x.scatter_(1, asked, keys)
@@ -180,7 +154,7 @@ def parity(batch: int, length: int, generator: torch.Generator) -> Drawn:
         ValueError: length is below 1.
     Source: Deletang et al. 2023; Grazzi et al. 2025 (needs negative or complex eigenvalues).
     """
-    _at_least("parity", length, 1)
+    at_least("parity", length, 1)
     x = torch.randint(2, (batch, length), generator=generator)
     return x, x.cumsum(1) % 2
 
@@ -199,7 +173,7 @@ def permutation(batch: int, length: int, generator: torch.Generator, *, size: in
         ValueError: length is below 1.
     Source: Merrill et al. 2024, The illusion of state (S5 is complete for NC1).
     """
-    _at_least("permutation", length, 1)
+    at_least("permutation", length, 1)
     elements = torch.tensor(list(permutations(range(size))))
     place = {tuple(p): i for i, p in enumerate(elements.tolist())}
     after = torch.tensor([[place[tuple(q[i] for i in p)] for q in elements.tolist()] for p in elements.tolist()])
@@ -211,32 +185,8 @@ def permutation(batch: int, length: int, generator: torch.Generator, *, size: in
     return x, torch.stack(out, 1)
 
 
-def regression(batch: int, length: int, generator: torch.Generator, *, dims: int = 5, noise: float = 0.0) -> Drawn:
-    """Points and values of a linear function that is new in each sequence: what is the value at the next point?
-
-    Args:
-        batch: b.
-        length: Points k.
-        generator: Of the draws.
-        dims: n of a point.
-        noise: Standard deviation that is added to the values.
-    Returns:
-        Vectors (b, 2 k, n + 1): a point and 0, then zeros and its value; targets (b, 2 k), NaN at the values.
-    Raises:
-        ValueError: length is below 1.
-    Source: Garg et al. 2022, What can transformers learn in-context?; Park et al. 2024, MambaFormer.
-    """
-    _at_least("regression", length, 1)
-    x = torch.randn(batch, length, dims, generator=generator)
-    w = torch.randn(batch, dims, 1, generator=generator)
-    y = (x @ w)[..., 0] / math.sqrt(dims) + noise * torch.randn(batch, length, generator=generator)
-    points = torch.cat([x, torch.zeros(batch, length, 1)], -1)
-    values = torch.cat([torch.zeros_like(x), y[..., None]], -1)
-    inputs = torch.stack([points, values], 2).flatten(1, 2)
-    return inputs, torch.stack([y, torch.full_like(y, math.nan)], 2).flatten(1)
-
-
-def _at_least(name: str, length: int, least: int) -> None:
+def at_least(name: str, length: int, least: int) -> None:
+    """Raise ValueError where a length, in tokens, is below the least that a task can have."""
     if length < least:
         raise ValueError(f"{name}: length={length}, expected at least {least}")
 
@@ -245,60 +195,3 @@ def _only_at(x: Tensor, place: int, answer: Tensor) -> Tensor:
     targets = torch.full_like(x, NOTHING)
     targets[:, place] = answer
     return targets
-
-
-def task(name: str, preset: str = "small") -> Task:
-    """A task in the size of a preset.
-
-    Args:
-        name: A key of TASKS.
-        preset: "small" (minutes on two cores) or "paper" (as published). No shapes.
-    Raises:
-        ValueError: No such task or preset; gives the near misses.
-    """
-    return resolve(preset, resolve(name, TASKS, "task"), "preset")
-
-
-def _copying(length: int, items: int, plain: bool) -> Task:
-    about = "say data again that stood first" if plain else "say data again that stood among noise"
-    options = {"items": items, "plain": plain}
-    return Task(draw=selective_copy, tokens=16, classes=16, length=length, about=about, options=options)
-
-
-def _mqar(length: int, pairs: int, vocab: int) -> Task:
-    options = {"pairs": pairs, "vocab": vocab}
-    return Task(
-        draw=mqar, tokens=vocab, classes=vocab, length=length, about="several keys, their values", options=options
-    )
-
-
-def _listops(batch: int, length: int, generator: torch.Generator, **options: Any) -> Drawn:
-    from .listops import listops  # it builds on this file
-
-    return listops(batch, length, generator, **options)
-
-
-_INDUCTION = {"draw": induction, "tokens": 16, "classes": 16, "about": "what followed the trigger the first time?"}
-_RECALL = {"draw": recall, "tokens": 10, "classes": 10, "about": "one key, its value"}
-_PARITY = {"draw": parity, "tokens": 2, "classes": 2, "about": "is the number of ones odd?"}
-_LISTOPS = {"draw": _listops, "tokens": 18, "classes": 10, "about": "the value of nested lists"}
-_GROUP = {"draw": permutation, "about": "permutations one after the other"}
-_LINES = {"draw": regression, "classes": 0, "kind": "number", "about": "a linear function from its values"}
-TASKS: dict[str, dict[str, Task]] = {
-    "induction": {"small": Task(length=32, **_INDUCTION), "paper": Task(length=256, **_INDUCTION)},
-    "selective_copy": {"small": _copying(32, 4, False), "paper": _copying(4096, 16, False)},
-    "copy": {"small": _copying(32, 4, True), "paper": _copying(4096, 16, True)},
-    "recall": {"small": Task(length=21, **_RECALL), "paper": Task(length=21, **_RECALL)},
-    "mqar": {"small": _mqar(64, 4, 64), "paper": _mqar(512, 64, 8192)},
-    "parity": {"small": Task(length=16, **_PARITY), "paper": Task(length=40, **_PARITY)},
-    "permutation": {
-        "small": Task(tokens=6, classes=6, length=12, options={"size": 3}, **_GROUP),
-        "paper": Task(tokens=120, classes=120, length=20, options={"size": 5}, **_GROUP),
-    },
-    "listops": {"small": Task(length=96, **_LISTOPS), "paper": Task(length=2000, **_LISTOPS)},
-    "regression": {
-        "small": Task(tokens=6, length=11, options={"dims": 5}, **_LINES),
-        "paper": Task(tokens=21, length=41, options={"dims": 20}, **_LINES),
-    },
-}
-"""Name -> preset -> task."""

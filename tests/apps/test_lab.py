@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from apps.lab.config import LabConfig, TableConfig
 from apps.lab.experiment import run
 from apps.lab.listops import VOCABULARY, evaluate
 from apps.lab.model import LabModel
-from apps.lab.task import measure
-from apps.lab.tasks import NOTHING, TASKS, task
+from apps.lab.protocols import TASKS, Ramp, task
+from apps.lab.regression import FUNCTIONS, least_squares
+from apps.lab.task import Batches, measure
+from apps.lab.tasks import NOTHING
 from ssmcore.mixer import Unsupported
 
 
@@ -100,6 +103,48 @@ def test_regression_is_solved_by_least_squares():
         torch.testing.assert_close(answers[::2], values)
         w = torch.linalg.lstsq(points[:10], values[:10, None]).solution
         torch.testing.assert_close(points[10:] @ w, values[10:, None], rtol=1e-3, atol=1e-3)
+    answers = least_squares(inputs, targets)
+    torch.testing.assert_close(answers[:, 10::2], targets[:, 10::2], rtol=1e-3, atol=1e-3)  # from 5 points on
+    many = task("regression")(2000, 11, 0)
+    # With i < 5 of 5 directions seen the rest is lost: 1 - (5 + 4 + 3 + 2 + 1) / 5 / 11.
+    assert measure(least_squares(*many), many[1])[1].item() == pytest.approx(1 - 3 / 11, abs=0.02)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_have_the_variance_of_a_linear_one(name):
+    inputs, targets = task("regression", "paper", {"function": name})(400, 41, 0)
+    x, y = inputs[:, ::2, :-1], targets[:, ::2]
+    want = {"classification": 1, "decision_tree": 1, "sparse": 3}.get(name, 20)
+    assert y.square().mean().item() == pytest.approx(want, rel=0.12)
+    again = task("regression", "paper", {"function": name, "active": 7})(400, 41, 0)[0]
+    assert (again[:, ::2, 7:] == 0).all()
+    assert (x[..., 7:] != 0).any()
+
+
+def test_a_tree_has_sixteen_leaves():
+    inputs, targets = task("regression", "paper", {"function": "decision_tree"})(3, 500, 0)
+    for x, y in zip(inputs[:, ::2, :-1], targets[:, ::2], strict=True):
+        assert 2 <= len(y.unique()) <= 16
+        assert not torch.equal(x[0], x[1])
+
+
+def test_a_curriculum_grows_with_the_training_step():
+    assert [Ramp(start=5, end=8, by=2, every=10).at(i) for i in (0, 9, 10, 25, 99)] == [5, 5, 7, 8, 8]
+    job = task("regression", "paper")
+    x = Batches(job, 41, 2, 100, 0)[2500][0]
+    assert x.shape == (2, 2 * 13, 21)
+    assert (x[:, ::2, 6:] == 0).all()
+    assert Batches(job, 41, 2, 100, 0, asking=True)[2500][0].shape == (2, 82, 21)
+
+
+def test_options_of_a_task_replace_the_presets():
+    job = task("mqar", "paper", {"pairs": 4, "vocab": 100})
+    assert job.tokens == job.classes == 100
+    x, y = job(3, 64, 0)
+    assert ((y != NOTHING).sum(1) == 4).all()
+    assert ((x != 0).sum(1) == 12).all()  # the published figure has zeros between the questions
+    with pytest.raises(ValueError, match="did you mean 'pairs'"):
+        task("mqar", "small", {"pair": 4})
 
 
 def test_listops_are_drawn_within_bounds_and_evaluated():
@@ -130,9 +175,9 @@ def test_measure_counts_what_is_asked_only():
     answers = torch.tensor([[[5.0, 0.0], [0.0, 5.0], [0.0, 5.0]]])
     _, score = measure(answers, torch.tensor([[0, NOTHING, 0]]))
     assert score == 0.5
-    loss, score = measure(torch.tensor([[1.0, 9.0]]), torch.tensor([[3.0, math.nan]]))
-    assert loss == 4
-    assert score == -4
+    loss, score = measure(torch.tensor([[1.0, 9.0]]), torch.tensor([[4.0, math.nan]]))
+    assert loss == 9
+    assert score == 1 - 9 / 16
 
 
 def test_a_mixer_that_looks_ahead_is_refused():
@@ -170,6 +215,8 @@ def test_the_table_trains_what_is_missing_and_shows_all(tmp_path, capsys):
     stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "cells").iterdir()}
     assert table.run(config) == cells
     assert stamps == {f: f.stat().st_mtime_ns for f in (tmp_path / "cells").iterdir()}
+    with pytest.raises(ValueError, match="other settings"):
+        table.run(replace(config, train={**options, "steps": 40}))
     text = (tmp_path / "table.md").read_text()
     assert "parity 1x" in text
     assert "| `lru` |" in text
@@ -183,6 +230,8 @@ def test_mistakes_are_named(capsys, tmp_path):
     assert "parity" in capsys.readouterr().err
     assert main(["parity", "--mixer=mambo", f"--output={tmp_path}"]) == 2
     assert "mamba" in capsys.readouterr().err
+    assert main(["table", "--train={stepz: 3}", "--mixers=[gru]", f"--output={tmp_path}"]) == 2
+    assert "steps" in capsys.readouterr().err
     assert main(["table", "--mixers=[mambo]", f"--output={tmp_path}"]) == 2
     assert "mamba" in capsys.readouterr().err
     assert main(["induction", "--length=2", f"--output={tmp_path}"]) == 2
