@@ -126,6 +126,26 @@ class Mixer(nn.Module):
         """
         raise NotImplementedError
 
+    def mix_pair(
+        self, other: "Mixer", x: Tokens, turned: Tokens, ctx: Context, turned_ctx: Context
+    ) -> tuple[Tokens, Tokens]:
+        """This mixer over x and another one of its class and configuration over `turned`, both without a state.
+
+        A mixer may override it to share the set-up of its operators between the two.
+
+        Args:
+            other: The second mixer; possibly this one.
+            x: As in `mix`, shape (b, l, d).
+            turned: The second sequence, shape of x.
+            ctx: What goes with x.
+            turned_ctx: The same for `turned`; the rows are those of ctx.
+        Returns:
+            Both outputs, shape of x.
+        Raises:
+            Unsupported: As `mix`.
+        """
+        return self.mix(x, None, ctx)[0], other.mix(turned, None, turned_ctx)[0]
+
     def init_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:

@@ -114,9 +114,8 @@ class Bidirectional(Wrapper):
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, None]:
         """Both passes over x, (b, l, d) or packed; see Mixer.mix. Raises nothing of its own."""
-        ahead, _ = self._mixer(0).mix(x, None, ctx)
         turned = Context(ctx.rows, None if ctx.dt is None else _reverse_steps(ctx.dt, ctx.rows), ctx.shared)
-        back, _ = self._mixer(1).mix(_reverse(x, ctx.rows), None, turned)
+        ahead, back = self._mixer(0).mix_pair(self._mixer(1), x, _reverse(x, ctx.rows), ctx, turned)
         return self.combiner([ahead, _reverse(back, ctx.rows)]), None
 
 

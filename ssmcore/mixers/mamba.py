@@ -9,6 +9,7 @@ Source: Gu & Dao 2023, Mamba, sec. 3.2-3.6; Goel et al. 2022 and Mamba sec. 4.3.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..array_types import Inexact, TimeSteps, Tokens
+from ..array_types import Float, Inexact, TimeSteps, Tokens
 from ..discretization import Rule
-from ..functional import at_least_float32, selective_scan
+from ..functional import at_least_float32, causal_conv1d, selective_scan
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
 from .short_conv import ShortConv
@@ -130,6 +131,54 @@ class Mamba(Mixer):
         )
         return self.out_proj(y), {"conv": conv, "ssm": ssm}
 
+    def mix_pair(
+        self, other: Mixer, x: Tokens, turned: Tokens, ctx: Context, turned_ctx: Context
+    ) -> tuple[Tokens, Tokens]:
+        """Both in one call of each operator, where both have real poles: channels side by side, in two groups of B, C.
+
+        Shapes as Mixer.mix_pair. Raises nothing of its own.
+        """
+        if self.config.poles != "real" or not isinstance(other, Mamba):
+            return super().mix_pair(other, x, turned, ctx, turned_ctx)
+        pair, shape = (self, other), x.shape[:2]
+        u, z = _each([m.in_proj for m in pair], torch.stack([x, turned])).chunk(2, dim=-1)
+        u = causal_conv1d(
+            _side_by_side(u),
+            torch.cat([m.conv1d.weight[:, 0] for m in pair]),
+            None if self.conv1d.bias is None else torch.cat([m.conv1d.bias for m in pair]),
+            activation="silu",
+            cu_seqlens=ctx.cu_seqlens,
+        )
+        assert isinstance(u, Tensor)
+        n = self.config.d_state
+        low_rank, B, C = _each([m.x_proj for m in pair], u.unflatten(-1, (2, -1)).movedim(-2, 0)).split(
+            [self.dt_rank, n, n], dim=-1
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            weight = at_least_float32(torch.stack([m.dt_proj.weight for m in pair]))
+            bias = at_least_float32(torch.cat([m.dt_proj.bias for m in pair]))
+            dt = _side_by_side(torch.bmm(low_rank.flatten(1, 2).to(weight.dtype), weight.mT).unflatten(1, shape))
+            scaled = ctx.dt is not None
+            if scaled:  # the tokens' own steps, each direction's
+                scale = torch.stack([ctx.dt, turned_ctx.dt], -1)[..., None].to(dt.dtype)
+                dt = (F.softplus(dt + bias).unflatten(-1, (2, -1)) * scale).flatten(-2)
+        y = selective_scan(
+            u,
+            dt,
+            torch.cat([m.poles() for m in pair]),
+            B.movedim(0, 2),
+            C.movedim(0, 2),
+            D=torch.cat([m.D for m in pair]),
+            z=_side_by_side(z),
+            dt_bias=None if scaled else bias,
+            dt_softplus=not scaled,
+            cu_seqlens=ctx.cu_seqlens,
+            rule=self.config.rule,
+        )
+        assert isinstance(y, Tensor)
+        ahead, back = _each([m.out_proj for m in pair], y.unflatten(-1, (2, -1)).movedim(-2, 0))
+        return ahead, back
+
     def time_steps(self, low_rank: Tokens, scale: TimeSteps | None) -> Tokens:
         """softplus(dt_proj low_rank), times the tokens' own steps; (b, l, d), in float32. Raises nothing."""
         with torch.autocast(low_rank.device.type, enabled=False):
@@ -141,6 +190,18 @@ class Mamba(Mixer):
         """A, in float32, shape (d, n). Raises nothing."""
         real = -at_least_float32(self.A_log).exp()
         return real if self.config.poles == "real" else torch.complex(real, at_least_float32(self.A_imag))
+
+
+def _each(maps: Sequence[nn.Linear], x: Float[Tensor, "k b l c"]) -> Float[Tensor, "k b l d"]:
+    """Each of k linear maps of one size on its own tokens."""
+    weight = torch.stack([m.weight for m in maps])
+    y = torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
+    return y if maps[0].bias is None else y + torch.stack([m.bias for m in maps])[:, None, None]
+
+
+def _side_by_side(x: Float[Tensor, "k b l d"]) -> Tokens:
+    """The channels of k sequences one after the other, (b, l, k d)."""
+    return x.movedim(0, 2).flatten(2)
 
 
 def log_uniform(d: int, low: float, high: float) -> Tensor:
