@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ssmcore.array_types import Float, Tokens
 from ssmcore.blocks import LayerNorm, Residual, RMSNorm
+from ssmcore.channels.mlp import Mlp
 from ssmcore.functional import at_least_float32
 from ssmcore.mixer import Context, Mixer
 
@@ -25,6 +26,20 @@ class TokenBlock(Residual):
     def forward(self, x: Tokens, h: int, w: int) -> Tokens:
         """tokens + mixer(norm(tokens)), shape (b, l, d), of a grid of h x w patches. Raises nothing."""
         return super().forward(at_least_float32(x), None, Context(shared={"grid": (h, w)}))[0]
+
+
+class TransformerBlock(nn.Module):
+    """A token mixer and an MLP, each a residual branch with a LayerNorm, (b, l, d) to (b, l, d). Raises nothing."""
+
+    def __init__(self, mixer: Mixer, drop_path: float, layer_scale: float | None = None, eps: float = 1e-5):
+        super().__init__()
+        options = {"norm": "layer", "drop_path": drop_path, "layer_scale": layer_scale}
+        self.mixer, self.mlp = TokenBlock(mixer, **options), TokenBlock(Mlp(mixer.d_model), **options)
+        self.mixer.norm.eps = self.mlp.norm.eps = eps
+
+    def forward(self, x: Tokens, h: int, w: int) -> Tokens:
+        """Run both on the tokens of a grid of h x w, (b, h w, d). Raises nothing."""
+        return self.mlp(self.mixer(x, h, w), h, w)
 
 
 @register_notrace_module

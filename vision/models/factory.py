@@ -3,9 +3,12 @@
 from typing import Any
 
 import timm
+from timm.models import build_model_with_cfg
 from torch import nn
 
 from ssmcore.registry import resolve
+
+from .checkpoint import family_of
 
 FAMILIES = ("localmamba", "mambavision", "plainmamba", "s4nd", "simba", "vim", "vmamba")
 """The modules of this package that register models."""
@@ -39,3 +42,28 @@ def create_model(name: str, pretrained: bool = False, **options: Any) -> nn.Modu
     family, _, _ = name.partition(".")  # a name may end in a tag of the pretrained weights
     resolve(family, dict.fromkeys(list_models()), "vision model")
     return timm.create_model(name, pretrained=pretrained, **options)
+
+
+def build(kind: type[nn.Module], variant: str, pretrained: bool, options: dict[str, Any], **own: Any) -> nn.Module:
+    """A variant of a family, through timm: what stands behind every entry point.
+
+    Args:
+        kind: The family's class.
+        variant: Name in timm's registry.
+        pretrained: Load the weights that its authors published.
+        options: What the caller asked for; wins over the variant's own.
+        **own: Arguments of the class that make the variant.
+    Returns:
+        The model, or with features_only its maps: all stages of a pyramid, the last three blocks of a plain model.
+    Raises:
+        TypeError: The class does not take an option.
+    """
+    levels = options.pop("out_indices", kind.feature_levels)
+    return build_model_with_cfg(
+        kind,
+        variant,
+        pretrained,
+        pretrained_filter_fn=family_of(kind).checkpoint_filter_fn,
+        feature_cfg={"out_indices": levels, "feature_cls": "getter"},
+        **{**own, **options},
+    )

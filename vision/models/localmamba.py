@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
@@ -39,6 +39,7 @@ from ssmcore.state import State
 from . import vmamba
 from .blocks import TokenBlock
 from .checkpoint import unwrap
+from .factory import build
 from .tokens import Grid, PatchEmbed, TokenModel, fit_positions, split_middle
 from .vim import two_way
 from .vmamba import VMamba
@@ -246,6 +247,8 @@ class LocalVim(TokenModel):
         ValueError: global_pool or the mixer is unknown, or the mixer needs a grid that a class token spoils.
     """
 
+    antialias = False
+
     def __init__(
         self,
         img_size: int | Grid = 224,
@@ -349,7 +352,7 @@ def _cfg(**overrides: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": None,
-        "crop_pct": 0.9,
+        "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
@@ -375,44 +378,32 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(kind: type[nn.Module], variant: str, pretrained: bool, **options: Any) -> nn.Module:
-    levels = (0, 1, 2, 3) if kind is LocalVMamba else 3
-    return build_model_with_cfg(
-        kind,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": options.pop("out_indices", levels), "feature_cls": "getter"},
-        **options,
-    )
-
-
 @register_model
 def localvim_tiny(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """LocalVim-T: 8 M parameters, 76.2 % as published. Images (b, 3, height, width); raises TypeError."""
-    return _create(LocalVim, "localvim_tiny", pretrained, **kwargs)
+    return build(LocalVim, "localvim_tiny", pretrained, kwargs)
 
 
 @register_model
 def localvim_tiny_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """LocalVim-T with a class token in the middle: 77.8 %. Images (b, 3, height, width); raises TypeError."""
-    return _create(LocalVim, "localvim_tiny_midcls", pretrained, **{"class_token": True, **kwargs})
+    return build(LocalVim, "localvim_tiny_midcls", pretrained, kwargs, class_token=True)
 
 
 @register_model
 def localvim_small(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """LocalVim-S: 28 M parameters, 81.1 %. Images (b, 3, height, width); raises TypeError."""
-    return _create(LocalVim, "localvim_small", pretrained, **{"embed_dim": 384, **kwargs})
+    return build(LocalVim, "localvim_small", pretrained, kwargs, embed_dim=384)
 
 
 @register_model
 def localvmamba_tiny(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """LocalVMamba-T: 26 M parameters, 82.7 %. Images (b, 3, height, width); raises TypeError."""
-    return _create(LocalVMamba, "localvmamba_tiny", pretrained, **{"depths": (2, 2, 9, 2), **kwargs})
+    return build(LocalVMamba, "localvmamba_tiny", pretrained, kwargs, depths=(2, 2, 9, 2))
 
 
 @register_model
 def localvmamba_small(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """LocalVMamba-S: 50 M parameters, 83.7 %. Images (b, 3, height, width); raises TypeError."""
-    defaults = {"depths": (2, 2, 27, 2), "routes": VMAMBA_SMALL_ROUTES}
-    return _create(LocalVMamba, "localvmamba_small", pretrained, **{**defaults, **kwargs})
+    own: dict[str, Any] = {"depths": (2, 2, 27, 2), "routes": VMAMBA_SMALL_ROUTES}
+    return build(LocalVMamba, "localvmamba_small", pretrained, kwargs, **own)

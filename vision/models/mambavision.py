@@ -24,21 +24,21 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features_fx import register_notrace_module
+from timm.models import generate_default_cfgs, register_model
+from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
 from ssmcore import build_mixer
 from ssmcore.array_types import Tokens
-from ssmcore.channels.mlp import Mlp
 from ssmcore.mixer import Context, Mixer, ParamSpec
 from ssmcore.mixers import MixerSpec
 from ssmcore.mixers.attention import Attention, AttentionConfig
 from ssmcore.selective import SelectiveScan
 from ssmcore.state import State
 
-from .blocks import Map, TokenBlock
+from .blocks import Map, TransformerBlock
 from .checkpoint import unwrap
+from .factory import build
 from .pyramid import Pyramid, Stage
 
 
@@ -102,30 +102,41 @@ class ConvBlock(nn.Module):
         return x + self.drop_path(self.norm2(self.conv2(y)).permute(0, 2, 3, 1))
 
 
-@register_notrace_module
-class WindowBlock(nn.Module):
-    """A mixer and an MLP in the windows of a map, (b, h, w, d) to (b, h, w, d).
+@register_notrace_function
+def cut_windows(x: Map, k: int) -> Tokens:
+    """A map (b, h, w, d), filled up with zeros at the right and lower edge, to windows (b rows columns, k k, d).
 
-    Sides that windows do not divide are filled up with zeros at the right and lower edge. Raises nothing.
+    Raises nothing.
+    """
+    b, h, w, d = x.shape
+    x = F.pad(x, (0, 0, 0, -w % k, 0, -h % k))
+    rows, columns = x.shape[1] // k, x.shape[2] // k
+    return x.view(b, rows, k, columns, k, d).transpose(2, 3).reshape(-1, k * k, d)
+
+
+@register_notrace_function
+def join_windows(tokens: Tokens, like: Map, k: int) -> Map:
+    """The inverse of `cut_windows`: shape of `like`, (b, h, w, d), without what was filled up. Raises nothing."""
+    b, h, w, d = like.shape
+    rows, columns = -(-h // k), -(-w // k)
+    x = tokens.view(b, rows, columns, k, k, d).transpose(2, 3).reshape(b, rows * k, columns * k, d)
+    return x[:, :h, :w]
+
+
+class WindowStage(Stage):
+    """Halve the map and cut it once into windows, in which all blocks run, (b, h, w, d) to (b, h', w', d').
+
+    What fills the map up to whole windows goes through the blocks as tokens do. Raises nothing.
     """
 
-    def __init__(self, mixer: Mixer, window: int, drop_path: float, layer_scale: float | None):
-        super().__init__()
-        options = {"norm": "layer", "drop_path": drop_path, "layer_scale": layer_scale}
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], window: int):
+        super().__init__(downsample, blocks)
         self.window = window
-        self.mixer = TokenBlock(mixer, **options)
-        self.mlp = TokenBlock(Mlp(mixer.d_model), **options)
 
     def forward(self, x: Map) -> Map:
-        """Cut, run and put together. Raises nothing."""
-        b, h, w, d = x.shape
-        k = self.window
-        x = F.pad(x, (0, 0, 0, -w % k, 0, -h % k))
-        rows, columns = x.shape[1] // k, x.shape[2] // k
-        tokens = x.view(b, rows, k, columns, k, d).transpose(2, 3).reshape(-1, k * k, d)
-        tokens = self.mlp(self.mixer(tokens, k, k), k, k)
-        x = tokens.view(b, rows, columns, k, k, d).transpose(2, 3).reshape(b, rows * k, columns * k, d)
-        return x[:, :h, :w]
+        """Run the stage. Raises nothing."""
+        x = self.downsample(x)
+        return join_windows(self.run(cut_windows(x, self.window), self.window, self.window), x, self.window)
 
 
 class ConvStem(nn.Module):
@@ -211,17 +222,13 @@ class MambaVision(Pyramid):
         with torch.device(device or torch.get_default_device()):
             stages = []
             for s, (depth, d) in enumerate(zip(depths, dims, strict=True)):
-                blocks: list[nn.Module] = []
-                for i in range(depth):
-                    if s < 2:
-                        blocks.append(ConvBlock(d, next(rates)))
-                        continue
-                    attention = AttentionConfig(num_heads=num_heads[s - 2], rope_base=None, causal=False, bias=True)
-                    scanned = 2 * i < depth
-                    inner = (SplitMamba(d) if mixer is None else build_mixer(mixer, d)) if scanned else None
-                    block = WindowBlock(inner or Attention(d, attention), windows[s - 2], next(rates), layer_scale)
-                    blocks.append(block)
-                stages.append(Stage(ConvHalve(d // 2) if s else nn.Identity(), blocks))
+                halve = ConvHalve(d // 2) if s else nn.Identity()
+                if s < 2:
+                    stages.append(Stage(halve, [ConvBlock(d, next(rates)) for _ in range(depth)]))
+                    continue
+                mixers = [_mixer(mixer, d, num_heads[s - 2], scanned=2 * i < depth) for i in range(depth)]
+                blocks = [TransformerBlock(mix, next(rates), layer_scale) for mix in mixers]
+                stages.append(WindowStage(halve, blocks, windows[s - 2]))
             super().__init__(
                 ConvStem(in_chans, stem_dim, embed_dim),
                 stages,
@@ -233,6 +240,12 @@ class MambaVision(Pyramid):
                 drop_rate=drop_rate,
             )
         self.to(device, dtype)
+
+
+def _mixer(spec: MixerSpec | None, d: int, num_heads: int, scanned: bool) -> Mixer:
+    if not scanned:
+        return Attention(d, AttentionConfig(num_heads=num_heads, rope_base=None, causal=False, bias=True))
+    return SplitMamba(d) if spec is None else build_mixer(spec, d)
 
 
 _NAMES = {
@@ -321,15 +334,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, depths: Sequence[int], d: int, stem: int, options: Any) -> nn.Module:
-    levels = options.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
-        MambaVision,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": levels, "feature_cls": "getter"},
-        **{"depths": depths, "embed_dim": d, "stem_dim": stem, **options},
-    )
+    return build(MambaVision, variant, pretrained, options, depths=depths, embed_dim=d, stem_dim=stem)
 
 
 @register_model

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ssmcore.array_types import Float
 
 from .blocks import Map, undecayed
+from .checkpoint import accept_upstream_names
 
 
 class Stage(nn.Module):
@@ -30,12 +31,18 @@ class Stage(nn.Module):
 
     def forward(self, x: Map) -> Map:
         """Run the stage. Raises nothing."""
-        x = self.downsample(x)
+        return self.run(self.downsample(x))
+
+    def run(self, x: Tensor, *grid: int) -> Tensor:
+        """All blocks, called with x, (b, h, w, d), or with tokens, (b, l, d), and their grid; shape of x.
+
+        Raises nothing.
+        """
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, *grid, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, *grid)
         return x
 
 
@@ -56,6 +63,8 @@ class Pyramid(nn.Module):
     """
 
     output_fmt = "NHWC"
+    feature_levels = (0, 1, 2, 3)
+    """Stages that features_only gives."""
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class Pyramid(nn.Module):
         self.head = head or ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
         levels = zip(dims, reductions, strict=True)
         self.feature_info = [{"num_chs": d, "reduction": r, "module": f"stages.{s}"} for s, (d, r) in enumerate(levels)]
+        accept_upstream_names(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -4,7 +4,8 @@
     S4ND-ConvNeXt   x = x + gamma mlp(norm(s4nd(x))) on maps; the filter is the outer product of one kernel an axis
 
 The kernels come from continuous systems: they have no size of their own, and the `rate` of a layer fits a model to
-another resolution. Upstream's ConvNeXt filters in its stem and between its stages too; here these stay convolutions.
+another resolution. One released configuration filters in the ConvNeXt's stem and between its stages too; it would have
+29.4 M parameters. Here these stay convolutions, as the published 30.0 M say.
 
 b batch, l tokens, h and w the sides of a map, d channels.
 Source: Nguyen et al. 2022, S4ND, sec. 5.1; Dosovitskiy et al. 2021, ViT; Liu et al. 2022, ConvNeXt.
@@ -16,36 +17,23 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from ssmcore.array_types import Tokens
 from ssmcore.blocks import LayerNorm
 from ssmcore.channels.mlp import Mlp
 from ssmcore.mixer import Context, Mixer
 from ssmcore.mixers import MixerSpec
 from ssmcore.mixers.s4nd import S4ND, S4NDConfig
 
-from .blocks import Map, TokenBlock
+from .blocks import Map, TransformerBlock
 from .checkpoint import unwrap
+from .factory import build
 from .pyramid import Pyramid, Stage, init_linear
 from .tokens import Grid, PatchEmbed, TokenModel
 from .vim import two_way
 from .vmamba import ConvNorm, on_grid
-
-
-class VitBlock(nn.Module):
-    """A token mixer and an MLP, each a residual branch, (b, l, d) to (b, l, d). Raises nothing."""
-
-    def __init__(self, mixer: Mixer, drop_path: float):
-        super().__init__()
-        self.mixer = TokenBlock(mixer, norm="layer", drop_path=drop_path)
-        self.mlp = TokenBlock(Mlp(mixer.d_model), norm="layer", drop_path=drop_path)
-
-    def forward(self, x: Tokens, h: int, w: int) -> Tokens:
-        """Run both on the tokens of a grid of h x w. Raises nothing."""
-        return self.mlp(self.mixer(x, h, w), h, w)
 
 
 class S4NDViT(TokenModel):
@@ -86,8 +74,8 @@ class S4NDViT(TokenModel):
             rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
             super().__init__(
                 PatchEmbed(img_size, 16, 16, in_chans, embed_dim),
-                [VitBlock(two_way(mixer or own, embed_dim, on_grid=True), rate) for rate in rates],
-                LayerNorm(embed_dim, eps=1e-6),
+                [TransformerBlock(two_way(mixer or own, embed_dim, on_grid=True), rate) for rate in rates],
+                LayerNorm(embed_dim),
                 in_chans=in_chans,
                 num_classes=num_classes,
                 global_pool=global_pool,
@@ -179,7 +167,7 @@ class S4NDConvNeXt(Pyramid):
                 blocks = [ConvNextBlock(f, next(rates)) for f in filters]
                 stages.append(Stage(NormConv(dims[s - 1], d) if s else nn.Identity(), blocks))
             super().__init__(
-                ConvNorm(in_chans, embed_dim, 4, 4, 0),
+                ConvNorm(in_chans, embed_dim, 4, 4, 0, eps=1e-6),
                 stages,
                 dims,
                 LayerNorm(dims[-1], eps=1e-6),
@@ -214,8 +202,8 @@ def _cfg(**overrides: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "patch_embed.conv",
@@ -234,24 +222,13 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(kind: type[nn.Module], variant: str, pretrained: bool, levels: Any, options: Any) -> nn.Module:
-    return build_model_with_cfg(
-        kind,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": options.pop("out_indices", levels), "feature_cls": "getter"},
-        **options,
-    )
-
-
 @register_model
 def s4nd_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
     """S4ND-ViT-B: 89 M parameters, 80.4 % as published. Images (b, 3, height, width); raises TypeError."""
-    return _create(S4NDViT, "s4nd_vit_base_patch16_224", pretrained, 3, kwargs)
+    return build(S4NDViT, "s4nd_vit_base_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def s4nd_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """S4ND-ConvNeXt-T: 30 M parameters, 82.2 %. Images (b, 3, height, width); raises TypeError."""
-    return _create(S4NDConvNeXt, "s4nd_convnext_tiny", pretrained, (0, 1, 2, 3), kwargs)
+    return build(S4NDConvNeXt, "s4nd_convnext_tiny", pretrained, kwargs)

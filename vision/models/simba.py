@@ -1,20 +1,21 @@
 """SiMBA: a pyramid whose blocks are a plain Mamba in raster order and a channel mixer, EinFFT or an MLP.
 
-    block    x = x + mamba(norm(x));   x = x + channel_mixer(norm(x))
+    block    x = x + mamba(norm(x));   x = x + channel_mixer(norm(x));   a norm after each stage but the last
     logits   head(norm(c)) + max over the map of aux(norm(x)) / 2,   c = block(mean of the map), a sequence of one
 
 The channel mixers: "mlp" has a depthwise convolution between its maps, "einfft" is a small complex network on the
 Fourier transform over tokens (ssmcore/channels/einfft.py), "monarch" the MLP of two block-diagonal factors. The sources
 give the structure of the first two, and the models have their parameter counts to the printed digit. Of the third they
-give counts only (18.5, 26.9 and 42 M); ours have 17.7, 26.5 and 43.1 M. Written from the paper: upstream has neither a
-licence nor published weights.
+give counts only (18.5, 26.9 and 42 M); ours have 17.7, 26.5 and 43.1 M. Written from the paper and from WaveViT, whose
+stem, stages and head SiMBA keeps: upstream has neither a licence nor published weights, and was not read.
 
 The auxiliary head is trained by token labels (`forward_token_labels`); without them it learns through the maximum.
 
 b batch, h and w the sides of a map, d channels.
-Source: Patro & Agneeswaran 2024, SiMBA, arXiv 2403.15360; Jiang et al. 2021, Token labeling.
+Source: Patro & Agneeswaran 2024, SiMBA, arXiv 2403.15360; Yao et al. 2022, Wave-ViT; Jiang et al. 2021, Token labeling.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from ssm_kernels.checks import check_choice
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssmcore import build_mixer
@@ -40,6 +41,7 @@ from ssmcore.state import State
 
 from .blocks import Map, MapBlock
 from .checkpoint import unwrap
+from .factory import build
 from .pyramid import Pyramid, Stage
 from .vmamba import ConvNorm
 
@@ -152,7 +154,7 @@ class TokenHead(nn.Module):
         if self.global_pool == "token":
             pooled = self.token(x)
         else:
-            pooled = x.mean((1, 2)) if self.global_pool == "avg" else x
+            pooled = self.norm(x).mean((1, 2)) if self.global_pool == "avg" else x
         pooled = self.drop(pooled)
         if pre_logits:
             return pooled
@@ -208,7 +210,8 @@ class SiMBA(Pyramid):
             for s, (depth, d, ratio) in enumerate(zip(depths, dims, mlp_ratios, strict=True)):
                 made = [_branches(d, mixer, _channel_mixer(channel_mixer, d, ratio), next(rates)) for _ in range(depth)]
                 down = ConvNorm(dims[s - 1], d, 3, 2, 1) if s else nn.Identity()
-                stages.append(NormStage(down, made, d))
+                last = s == len(depths) - 1  # whose norm is the head's, after the class token is made
+                stages.append(Stage(down, made) if last else NormStage(down, made, d))
             d = dims[-1]
             # A sequence of one has no neighbours: its MLP needs no convolution.
             alone = Mlp(d, MlpConfig(expand=4.0)) if channel_mixer == "mlp" else _channel_mixer(channel_mixer, d, 4.0)
@@ -240,7 +243,9 @@ class SiMBA(Pyramid):
 
 def _branches(d: int, mixer: MixerSpec | None, channels: Mixer, drop_path: float) -> nn.Sequential:
     tokens = Mamba(d, MambaConfig(d_state=64)) if mixer is None else build_mixer(mixer, d)
-    return nn.Sequential(*(MapBlock(part, norm="layer", drop_path=drop_path) for part in (tokens, channels)))
+    branches = nn.Sequential(*(MapBlock(part, norm="layer", drop_path=drop_path) for part in (tokens, channels)))
+    branches[1].norm.eps = 1e-6
+    return branches
 
 
 def _channel_mixer(name: ChannelMixer, d: int, ratio: float) -> Mixer:
@@ -249,8 +254,33 @@ def _channel_mixer(name: ChannelMixer, d: int, ratio: float) -> Mixer:
     return EinFFT(d) if name == "einfft" else MonarchMlp(d, MonarchMlpConfig(expand=ratio))
 
 
+_NAMES = {
+    r"patch_embed1\.conv\.": "patch_embed.convs.",
+    r"patch_embed1\.proj\.": "patch_embed.proj.conv.",
+    r"patch_embed1\.norm\.": "patch_embed.proj.norm.",
+    r"patch_embed(\d)\.proj\.": "stages.{}.downsample.conv.",
+    r"patch_embed(\d)\.norm\.": "stages.{}.downsample.norm.",
+    r"block(\d)\.": "stages.{}.blocks.",
+    r"norm([123])\.": "stages.{}.norm.",
+    r"norm4\.": "head.norm.",
+    r"post_network\.0\.": "head.block.",
+    r"head\.(?=weight|bias)": "head.fc.",
+    r"aux_head\.": "head.aux.",
+}
+_BRANCHES = {
+    ".attn.norm.": ".0.norm.",
+    ".attn.mamba.": ".0.mixer.",
+    ".norm2.": ".1.norm.",
+    ".mlp.fc1.": ".1.mixer.in_proj.",
+    ".mlp.fc2.": ".1.mixer.out_proj.",
+    ".mlp.dwconv.dwconv.": ".1.mixer.conv.",
+    ".mlp.complex_": ".1.mixer.complex_",
+}
+"""Names of WaveViT, with a Mamba in a layer with its own norm, to ours; {} is the stage, counted from 0."""
+
+
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights by name from what this package saved; nobody else has published any.
+    """Weights by this module's names from what this package, or code with WaveViT's names, saved.
 
     Args:
         state_dict: A checkpoint or the weights in it.
@@ -260,7 +290,17 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     Raises:
         ValueError: It holds no tensors.
     """
-    return unwrap(state_dict)
+    weights = {}
+    for name, value in unwrap(state_dict).items():
+        for pattern, ours in _NAMES.items():
+            if match := re.match(pattern, name):
+                stage = int(match[1]) - 1 if match.groups() else ""
+                name = ours.format(stage) + name[match.end() :]
+                break
+        for theirs, ours in _BRANCHES.items():
+            name = name.replace(theirs, ours)
+        weights[name] = value
+    return weights
 
 
 def _cfg(**overrides: Any) -> dict[str, Any]:
@@ -292,15 +332,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(size: str, mixer: ChannelMixer, pretrained: bool, options: Any) -> nn.Module:
-    levels = options.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
-        SiMBA,
-        f"simba_{size}_{mixer}",
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": levels, "feature_cls": "getter"},
-        **{**SIZES[size], "channel_mixer": mixer, **options},
-    )
+    return build(SiMBA, f"simba_{size}_{mixer}", pretrained, options, **SIZES[size], channel_mixer=mixer)
 
 
 @register_model

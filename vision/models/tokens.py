@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from ssmcore.array_types import Float, Tokens
 
 from .blocks import TokenBlock, undecayed
+from .checkpoint import accept_upstream_names
 
 Grid = tuple[int, int]
 
@@ -67,15 +68,16 @@ def join_middle(patches: Tokens, token: Tokens) -> Tokens:
     return torch.cat([patches[:, :m], token.expand(patches.shape[0], -1, -1), patches[:, m:]], 1)
 
 
-def resample_positions(pos_embed: Tokens, old: Grid, new: Grid) -> Tokens:
+def resample_positions(pos_embed: Tokens, old: Grid, new: Grid, antialias: bool = True) -> Tokens:
     """Position embeddings for another grid of patches; a class token's own, in the middle, stays as it is.
 
     Args:
         pos_embed: One vector a token in their order, shape (1, old h * old w, d), or with one more in the middle.
         old: Grid that they were made for.
         new: Grid that is wanted.
+        antialias: As in torch's interpolation; without it the cubic has another shape, too.
     Returns:
-        Shape (1, new h * new w, d), or one more; bicubic with antialiasing; `pos_embed` itself for an unchanged grid.
+        Shape (1, new h * new w, d), or one more, bicubic; `pos_embed` itself for an unchanged grid.
     Raises:
         ValueError: pos_embed does not have old h * old w tokens, or one more.
     """
@@ -86,24 +88,26 @@ def resample_positions(pos_embed: Tokens, old: Grid, new: Grid) -> Tokens:
     if tuple(new) == tuple(old):
         return pos_embed
     patches, token = split_middle(pos_embed) if extra else (pos_embed, None)
-    patches = resample_abs_pos_embed(patches, list(new), list(old), num_prefix_tokens=0)
+    patches = resample_abs_pos_embed(patches, list(new), list(old), num_prefix_tokens=0, antialias=antialias)
     return patches if token is None else join_middle(patches, token)
 
 
 @register_notrace_function
 def as_sequence(
-    x: Float[Tensor, "b h w d"], cls_token: Tensor | None, pos_embed: Tensor | None, native: Grid
+    x: Float[Tensor, "b h w d"], cls_token: Tensor | None, pos_embed: Tensor | None, native: Grid, antialias: bool
 ) -> Tokens:
     """Patches to one sequence (b, l, d) with class token (1, 1, d) and positions (1, l, d). Raises nothing."""
     tokens = x.flatten(1, 2) if cls_token is None else join_middle(x.flatten(1, 2), cls_token)
-    return tokens if pos_embed is None else tokens + resample_positions(pos_embed, native, (x.shape[1], x.shape[2]))
+    if pos_embed is None:
+        return tokens
+    return tokens + resample_positions(pos_embed, native, (x.shape[1], x.shape[2]), antialias)
 
 
 class TokenModel(nn.Module):
     """Images (b, in_chans, height, width) of any size to logits (b, num_classes).
 
     Args:
-        patch_embed: Cuts the image.
+        patch_embed: Cuts the image: a PatchEmbed, or what has its `proj`, `stride`, `img_size` and `grid_size`.
         blocks: What the tokens run through, called with (tokens, h, w); their branches are TokenBlocks.
         norm: After the last block.
         in_chans: Channels of the image.
@@ -116,9 +120,14 @@ class TokenModel(nn.Module):
         ValueError: global_pool is unknown, or asks for a class token that is not there.
     """
 
+    feature_levels = 3
+    """Blocks, counted from the last, that features_only gives."""
+    antialias = True
+    """How positions are resampled; a family whose authors did it otherwise says so."""
+
     def __init__(
         self,
-        patch_embed: PatchEmbed,
+        patch_embed: Any,
         blocks: Sequence[nn.Module],
         norm: nn.Module,
         *,
@@ -145,6 +154,7 @@ class TokenModel(nn.Module):
         self.feature_info = [{"num_chs": d, "reduction": stride, "module": f"blocks.{i}"} for i in range(len(blocks))]
         self.reset_classifier(num_classes, global_pool)
         self._init_weights()
+        accept_upstream_names(self)
 
     def _init_weights(self) -> None:
         """The mixers have initialised themselves; here are the embedding and the scale of the residual branches."""
@@ -211,12 +221,12 @@ class TokenModel(nn.Module):
         """
         old, self.patch_embed.img_size = self.patch_embed.grid_size, to_2tuple(img_size)
         if self.pos_embed is not None:
-            new = resample_positions(self.pos_embed.data, old, self.patch_embed.grid_size)
+            new = resample_positions(self.pos_embed.data, old, self.patch_embed.grid_size, self.antialias)
             self.pos_embed = nn.Parameter(new, requires_grad=self.pos_embed.requires_grad)
 
     def _embed(self, patches: Float[Tensor, "b h w d"]) -> Tokens:
         native = self.patch_embed.grid_size
-        return self.pos_drop(as_sequence(patches, self.cls_token, self.pos_embed, native))
+        return self.pos_drop(as_sequence(patches, self.cls_token, self.pos_embed, native, self.antialias))
 
     def _run(self, block: nn.Module, x: Tokens, h: int, w: int) -> Tokens:
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -311,5 +321,6 @@ def fit_positions(weights: Mapping[str, Tensor], model: TokenModel) -> dict[str,
         given = weights["pos_embed"]
         if given.shape[1] != model.pos_embed.shape[1]:
             side = round((given.shape[1] - model.num_prefix_tokens) ** 0.5)
-            weights["pos_embed"] = resample_positions(given, (side, side), model.patch_embed.grid_size)
+            grid = model.patch_embed.grid_size
+            weights["pos_embed"] = resample_positions(given, (side, side), grid, model.antialias)
     return weights

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssmcore import Bidirectional, build_mixer
@@ -30,6 +30,7 @@ from ssmcore.wrappers import BidirectionalConfig
 
 from .blocks import TokenBlock
 from .checkpoint import unwrap
+from .factory import build
 from .tokens import Grid, PatchEmbed, TokenModel, fit_positions
 
 
@@ -143,7 +144,7 @@ def _cfg(**overrides: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": None,
-        "crop_pct": 0.9,
+        "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
@@ -173,49 +174,37 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_vim(variant: str, pretrained: bool, **options: Any) -> nn.Module:
-    out_indices = options.pop("out_indices", 3)
-    return build_model_with_cfg(
-        Vim,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **options,
-    )
-
-
 @register_model
 def vim_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti: 7 M parameters, 197 tokens at 224 pixels. Images (b, 3, height, width); raises TypeError."""
-    return _create_vim("vim_tiny_patch16_224", pretrained, **{"embed_dim": 192, **kwargs})
+    return build(Vim, "vim_tiny_patch16_224", pretrained, kwargs, embed_dim=192)
 
 
 @register_model
 def vim_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S: 26 M parameters, 197 tokens at 224 pixels. Images (b, 3, height, width); raises TypeError."""
-    return _create_vim("vim_small_patch16_224", pretrained, **{"embed_dim": 384, **kwargs})
+    return build(Vim, "vim_small_patch16_224", pretrained, kwargs, embed_dim=384)
 
 
 @register_model
 def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B: 98 M parameters, 197 tokens at 224 pixels. Images (b, 3, height, width); raises TypeError."""
-    return _create_vim("vim_base_patch16_224", pretrained, **{"embed_dim": 768, **kwargs})
+    return build(Vim, "vim_base_patch16_224", pretrained, kwargs, embed_dim=768)
 
 
 @register_model
 def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti+: overlapping patches, 730 tokens at 224 pixels. Images (b, 3, height, width); raises TypeError."""
-    return _create_vim("vim_tiny_patch16_stride8_224", pretrained, **{"embed_dim": 192, "stride": 8, **kwargs})
+    return build(Vim, "vim_tiny_patch16_stride8_224", pretrained, kwargs, embed_dim=192, stride=8)
 
 
 @register_model
 def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S+: overlapping patches, 730 tokens at 224 pixels. Images (b, 3, height, width); raises TypeError."""
-    return _create_vim("vim_small_patch16_stride8_224", pretrained, **{"embed_dim": 384, "stride": 8, **kwargs})
+    return build(Vim, "vim_small_patch16_stride8_224", pretrained, kwargs, embed_dim=384, stride=8)
 
 
 @register_model
 def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B with overlapping patches, 730 tokens at 224 pixels. Images (b, 3, height, width); raises TypeError."""
-    return _create_vim("vim_base_patch16_stride8_224", pretrained, **{"embed_dim": 768, "stride": 8, **kwargs})
+    return build(Vim, "vim_base_patch16_stride8_224", pretrained, kwargs, embed_dim=768, stride=8)

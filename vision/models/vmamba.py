@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from ssm_kernels.checks import check_choice
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ from ssmcore.wrappers import ScanOrderConfig
 
 from .blocks import Map, MapBlock
 from .checkpoint import unwrap
+from .factory import build
 from .pyramid import Pyramid, Stage, init_linear
 
 Embedding = Literal["overlapping", "separate"]
@@ -42,10 +43,10 @@ Embedding = Literal["overlapping", "separate"]
 class ConvNorm(nn.Module):
     """A convolution and a LayerNorm over the channels, (b, h, w, c) to (b, h', w', d). Raises nothing."""
 
-    def __init__(self, in_chans: int, out_chans: int, side: int, stride: int, padding: int):
+    def __init__(self, in_chans: int, out_chans: int, side: int, stride: int, padding: int, eps: float = 1e-5):
         super().__init__()
         self.conv = nn.Conv2d(in_chans, out_chans, side, stride, padding)
-        self.norm = LayerNorm(out_chans)
+        self.norm = LayerNorm(out_chans, eps=eps)
 
     def forward(self, x: Map) -> Map:
         """Convolve and normalise, (b, h, w, c) to (b, h', w', d). Raises nothing."""
@@ -254,7 +255,7 @@ def _cfg(file: str, **overrides: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
-        "crop_pct": 0.9,
+        "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
@@ -283,29 +284,16 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_vmamba(variant: str, pretrained: bool, **options: Any) -> nn.Module:
-    out_indices = options.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
-        VMamba,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **options,
-    )
-
-
 def _second(variant: str, pretrained: bool, expand: float, depth: int, embed_dim: int, options: Any) -> nn.Module:
     """A model of the second release."""
     mixer = GridMambaConfig(d_state=1, expand=expand, gate=False, conv_bias=False)
-    defaults = {"depths": (2, 2, depth, 2), "embed_dim": embed_dim, "mixer": mixer}
-    return _create_vmamba(variant, pretrained, **{**defaults, **options})
+    return build(VMamba, variant, pretrained, options, depths=(2, 2, depth, 2), embed_dim=embed_dim, mixer=mixer)
 
 
 def _first(variant: str, pretrained: bool, depth: int, embed_dim: int, options: Any) -> nn.Module:
     """A model of the first release."""
-    defaults = {"depths": (2, 2, depth, 2), "embed_dim": embed_dim, "mlp_ratio": 0, "embedding": "separate"}
-    return _create_vmamba(variant, pretrained, **{**defaults, **options})
+    sizes: dict[str, Any] = {"depths": (2, 2, depth, 2), "embed_dim": embed_dim}
+    return build(VMamba, variant, pretrained, options, **sizes, mlp_ratio=0, embedding="separate")
 
 
 @register_model

@@ -1,10 +1,15 @@
 """Checkpoint files: containers, prefixes, averaged weights, and what is said when they do not fit."""
 
 import argparse
+import copy
 import pickle
+import re
+import sys
+import types
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 import vision
@@ -37,6 +42,65 @@ def test_files(tmp_path, suffix):
     assert all(
         torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
+
+
+def test_plain_weights_where_they_are_asked_for():
+    one, two = torch.ones(1), torch.zeros(1)
+    assert unwrap({"model": {"model.a": two}, "ema_model": {"module.a": one}}) == {"a": one}
+    assert unwrap({"model": {"a": two}, "model_ema": {"a": one}}, use_ema=False)["a"] is two
+    source, averaged = model(), model()
+    both = {"model": source.state_dict(), "model_ema": averaged.state_dict()}
+    for use_ema, want in ((True, averaged), (False, source)):
+        loaded = vision.load_checkpoint(model(), both, use_ema=use_ema)
+        assert torch.equal(loaded.cls_token, want.cls_token)
+
+
+def test_settings_saved_beside_the_weights_are_no_hindrance(tmp_path, monkeypatch):
+    """VMamba's trainer saves a yacs CfgNode, a dict with attributes, whose package need not be here."""
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    node = module.CfgNode(MODEL=module.CfgNode(NAME="vssm", DEPTHS=[2, 2]))
+    node.__dict__["__immutable__"] = True
+    torch.save({"model": {"a": torch.ones(2)}, "config": node}, tmp_path / "vssm.pth")
+    monkeypatch.undo()
+    given = read(tmp_path / "vssm.pth")
+    assert given["config"]["MODEL"]["DEPTHS"] == [2, 2]
+    assert unwrap(given)["a"].tolist() == [1, 1]
+
+
+def upstream(source):
+    """A small Vim's weights under upstream's names."""
+    renamed = {}
+    for name, value in source.state_dict().items():
+        name = re.sub(r"^blocks", "layers", name).replace("norm.weight", "norm_f.weight", int(name == "norm.weight"))
+        name = re.sub(r"convs\.0", "conv1d", re.sub(r"convs\.1", "conv1d_b", name))
+        name = re.sub(r"scans\.0\.", "", re.sub(r"scans\.1\.(\w+_proj|D)", r"\1_b", name))
+        renamed[name.replace("scans.1.A_log", "A_b_log")] = value
+    return renamed
+
+
+def test_timms_checkpoint_path_and_load_state_dict_take_upstreams_names(tmp_path):
+    source = model()
+    theirs = upstream(source)
+    assert "layers.0.mixer.x_proj_b.weight" in theirs
+    assert "layers.0.mixer.A_b_log" in theirs
+    assert "norm_f.weight" in theirs
+    torch.save({"model": {f"module.{name}": value for name, value in theirs.items()}}, tmp_path / "vim.pth")
+    timms = timm.create_model(
+        "vim_tiny_patch16_224", num_classes=4, **OPTIONS, checkpoint_path=str(tmp_path / "vim.pth")
+    )
+    plain, inside = model(), torch.nn.ModuleDict({"network": model()})
+    plain.load_state_dict(theirs)
+    inside.load_state_dict({f"network.{name}": value for name, value in theirs.items()})
+    for loaded in (timms, plain, inside["network"], copy.deepcopy(plain)):
+        assert all(
+            torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict().values(), strict=True)
+        )
+    with pytest.raises(RuntimeError, match="Missing key.*cls_token"):
+        plain.load_state_dict({name: value for name, value in theirs.items() if name != "cls_token"})
+    copy.deepcopy(plain).load_state_dict(theirs)
 
 
 def test_files_run_no_code(tmp_path):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 import vision
-from vision.models.mambavision import MambaVision, SplitMamba, WindowBlock, checkpoint_filter_fn
+from vision.models.blocks import TransformerBlock
+from vision.models.mambavision import MambaVision, SplitMamba, WindowStage, checkpoint_filter_fn
 
 COUNTS = {"tiny": 31.794, "tiny2": 35.104, "small": 50.141, "base": 97.685}
 SMALL = {"depths": (1, 1, 3, 2), "embed_dim": 16, "stem_dim": 8, "num_heads": (2, 4), "num_classes": 5}
@@ -49,15 +51,18 @@ def test_first_half_of_the_blocks_is_mamba():
 
 def test_windows_do_not_meet_and_padding_stays_inside():
     torch.manual_seed(0)
-    block = WindowBlock(SplitMamba(8), 2, 0.0, None).eval()
+    stage = WindowStage(torch.nn.Identity(), [TransformerBlock(SplitMamba(8), 0.0) for _ in range(2)], 2).eval()
     x = torch.randn(1, 3, 5, 8)
     with torch.no_grad():
-        y = block(x)
+        y = stage(x)
         assert y.shape == x.shape
-        torch.testing.assert_close(block(x[:, :2, :2]), y[:, :2, :2])
+        torch.testing.assert_close(stage(x[:, :2, :2]), y[:, :2, :2])
         moved = x.clone()
         moved[:, 2:] += 1
-        torch.testing.assert_close(block(moved)[:, :2], y[:, :2])
+        torch.testing.assert_close(stage(moved)[:, :2], y[:, :2])
+        # The map is filled up once, before the first block, and cut after the last.
+        filled = F.pad(x, (0, 0, 0, 1, 0, 1))
+        torch.testing.assert_close(stage(filled)[:, :3, :5], y)
 
 
 def upstream_names(weights):
@@ -105,6 +110,92 @@ def test_published_names_find_their_places():
     assert set(mapped) == set(model.state_dict())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(mapped[name], value)
+
+
+def s6(u, w):
+    """The scan over (l, d), one token at a time; the bias of dt is added twice."""
+    rank = w["dt_proj.weight"].shape[1]
+    h, out = torch.zeros_like(w["A_log"]), []
+    for token in u:
+        low, B, C = (w["x_proj.weight"] @ token).split([rank, 8, 8])
+        dt = F.softplus(w["dt_proj.weight"] @ low + 2 * w["dt_proj.bias"])[:, None]
+        h = (-dt * w["A_log"].exp()).exp() * h + dt * token[:, None] * B
+        out.append(h @ C + w["D"] * token)
+    return torch.stack(out)
+
+
+def mamba(x, w):
+    u, z = (x @ w["in_proj.weight"].T).chunk(2, -1)
+    padded = [F.pad(part, (0, 0, 1, 1)) for part in (u, z)]
+    taps = [w[f"conv1d_{part}.weight"][:, 0] for part in "xz"]
+    u, z = (F.silu(sum(p[k : k + len(x)] * t[:, k] for k in range(3))) for p, t in zip(padded, taps, strict=True))
+    return torch.cat([s6(u, w), z], -1) @ w["out_proj.weight"].T
+
+
+def attention(x, w, heads):
+    q, k, v = rearrange(F.linear(x, w["qkv.weight"], w["qkv.bias"]), "l (p h d) -> p h l d", p=3, h=heads)
+    shares = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+    return F.linear(rearrange(shares @ v, "h l d -> l (h d)"), w["proj.weight"], w["proj.bias"])
+
+
+def window_block(x, w, heads):
+    d = x.shape[-1]
+    own = {k.removeprefix("mixer."): v for k, v in w.items() if k.startswith("mixer.")}
+    y = F.layer_norm(x, (d,), w["norm1.weight"], w["norm1.bias"])
+    x = x + w["gamma_1"] * (attention(y, own, heads) if "qkv.weight" in own else mamba(y, own))
+    y = F.layer_norm(x, (d,), w["norm2.weight"], w["norm2.bias"])
+    y = F.gelu(F.linear(y, w["mlp.fc1.weight"], w["mlp.fc1.bias"]))
+    return x + w["gamma_2"] * F.linear(y, w["mlp.fc2.weight"], w["mlp.fc2.bias"])
+
+
+def batch_norm(x, w, at, eps=1e-5):
+    return F.batch_norm(x, w[f"{at}.running_mean"], w[f"{at}.running_var"], w[f"{at}.weight"], w[f"{at}.bias"], eps=eps)
+
+
+def oracle(image, w, depths, windows, heads):
+    """Upstream's network, under upstream's names, on one image (c, h, w)."""
+    x = image[None]
+    for place in (0, 3):
+        x = F.conv2d(x, w[f"patch_embed.conv_down.{place}.weight"], stride=2, padding=1)
+        x = F.relu(batch_norm(x, w, f"patch_embed.conv_down.{place + 1}", 1e-4))
+    for s, depth in enumerate(depths):
+        blocks = []
+        for i in range(depth):
+            at = f"levels.{s}.blocks.{i}."
+            blocks.append({k.removeprefix(at): v for k, v in w.items() if k.startswith(at)})
+        if s < 2:
+            for b in blocks:
+                y = batch_norm(F.conv2d(x, b["conv1.weight"], b["conv1.bias"], padding=1), b, "norm1")
+                y = F.conv2d(F.gelu(y, approximate="tanh"), b["conv2.weight"], b["conv2.bias"], padding=1)
+                x = x + batch_norm(y, b, "norm2")
+        else:
+            k, (height, width) = windows[s - 2], x.shape[2:]
+            x = F.pad(x, (0, -width % k, 0, -height % k))
+            rows = x.shape[2] // k
+            parts = rearrange(x, "1 d (i p) (j q) -> (i j) (p q) d", p=k, q=k)
+            for b in blocks:
+                parts = torch.stack([window_block(part, b, heads[s - 2]) for part in parts])
+            x = rearrange(parts, "(i j) (p q) d -> 1 d (i p) (j q)", i=rows, p=k)[..., :height, :width]
+        if s < 3:
+            x = F.conv2d(x, w[f"levels.{s}.downsample.reduction.0.weight"], stride=2, padding=1)
+    return F.linear(batch_norm(x, w, "norm").mean((2, 3))[0], w["head.weight"], w["head.bias"])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 70)])
+def test_upstream_weights_compute_what_upstream_computes(size):
+    """Windows of 3 and 2 on maps of 4 x 4 and 2 x 2, and of 6 x 5 and 3 x 3: some have to be filled up."""
+    g = torch.Generator().manual_seed(0)
+    model = MambaVision(**SMALL, layer_scale=0.5, windows=(3, 2)).double().eval()
+    theirs = upstream_names(model.state_dict())
+    for name, value in theirs.items():
+        if value.is_floating_point():
+            noise = 0.3 * torch.randn(value.shape, generator=g, dtype=torch.float64)
+            theirs[name] = value + (noise.abs() if name.endswith("running_var") else noise)
+    vision.load_checkpoint(model, {"state_dict": {f"module.{name}": value for name, value in theirs.items()}})
+    image = torch.randn(3, *size, generator=g, dtype=torch.float64)
+    expected = oracle(image, theirs, SMALL["depths"], (3, 2), SMALL["num_heads"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(image[None])[0], expected, rtol=1e-8, atol=1e-8)
 
 
 def test_another_mixer():

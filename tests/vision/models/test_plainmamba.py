@@ -187,6 +187,6 @@ def test_compiles_and_exports():
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="output_fmt"):
-        small().forward_intermediates(torch.randn(1, 3, 48, 64), output_fmt="NLC")
+        small().forward_intermediates(torch.randn(1, 3, 48, 64), output_fmt="NHWC")
     with pytest.raises(ValueError, match="grid"):
         SnakeMamba(8)(torch.randn(1, 12, 8))

@@ -1,5 +1,6 @@
 """What timm asks of every model, for every name of ours: the per-model checks of timm's own suite, written anew."""
 
+import functools
 import math
 
 import pytest
@@ -11,25 +12,29 @@ from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.models.feature_extraction import create_feature_extractor as extractor
 
 import vision
+from vision.models.localmamba import VIM_ROUTES, VMAMBA_TINY_ROUTES
 
 NAMES = vision.list_models()
-QUICK = {
-    "vim_tiny_patch16_224",
-    "vmamba_tiny_s1l8",
-    "vmamba_tiny_v0",
-    "plainmamba_l1",
-    "localvim_tiny",
-    "localvim_tiny_midcls",
-    "localvmamba_tiny",
-    "mambavision_tiny",
-    "simba_small_einfft",
-    "simba_small_mlp",
-    "s4nd_convnext_tiny",
+STAGES = (1, 1, 2, 1)
+SHORT = {
+    "vim_tiny_patch16_224": {"depth": 4},
+    "vmamba_tiny_s1l8": {"depths": STAGES},
+    "vmamba_tiny_v0": {"depths": STAGES},
+    "plainmamba_l1": {"depth": 4},
+    "localvim_tiny": {"routes": VIM_ROUTES[:4]},
+    "localvim_tiny_midcls": {"routes": VIM_ROUTES[:4]},
+    "localvmamba_tiny": {"depths": STAGES, "routes": VMAMBA_TINY_ROUTES[:5]},
+    "mambavision_tiny": {"depths": (1, 1, 2, 2)},
+    "simba_small_einfft": {"depths": STAGES},
+    "simba_small_mlp": {"depths": STAGES},
+    "s4nd_vit_base_patch16_224": {"depth": 4, "embed_dim": 192},
+    "s4nd_convnext_tiny": {"depths": STAGES},
 }
-"""One size of each architecture; the others are slow only because they are larger."""
-EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+"""One size of each architecture with fewer blocks; every name as it is runs in the slow tier."""
+QUICK = [pytest.param(functools.partial(timm.create_model, name, **SHORT[name]), id=f"{name}-short") for name in SHORT]
+WHOLE = [pytest.param(functools.partial(timm.create_model, name), id=name, marks=pytest.mark.slow) for name in NAMES]
 SMALL = 64
-every_model = pytest.mark.parametrize("name", EVERY)
+every_model = pytest.mark.parametrize("build", [*QUICK, *WHOLE])
 
 
 def image(batch=1, size=SMALL, chans=3):
@@ -42,13 +47,12 @@ def is_map(model):
 
 
 def test_some_of_each_architecture_are_quick():
-    families = {name.split("_")[0] for name in NAMES}
-    assert families == {name.split("_")[0] for name in QUICK & set(NAMES)}
+    assert {name.split("_")[0] for name in NAMES} == {name.split("_")[0] for name in SHORT}
 
 
 @every_model
-def test_forward_with_and_without_checkpointing(name):
-    model = timm.create_model(name).eval()
+def test_forward_with_and_without_checkpointing(build):
+    model = build().eval()
     with torch.no_grad():
         y = model(image())
     assert y.shape == (1, 1000)
@@ -59,8 +63,8 @@ def test_forward_with_and_without_checkpointing(name):
 
 @every_model
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_parameter_gets_a_gradient(name, checkpointing):
-    model = timm.create_model(name, num_classes=42, drop_path_rate=0.1).train()
+def test_every_parameter_gets_a_gradient(build, checkpointing):
+    model = build(num_classes=42, drop_path_rate=0.1).train()
     model.set_grad_checkpointing(checkpointing)
     y = model(image(2))
     assert y.shape == (2, 42)
@@ -69,8 +73,8 @@ def test_every_parameter_gets_a_gradient(name, checkpointing):
 
 
 @every_model
-def test_default_configuration(name):
-    model = timm.create_model(name).eval()
+def test_default_configuration(build):
+    model = build().eval()
     cfg = model.default_cfg
     assert cfg["num_classes"] == model.num_classes == 1000
     state = model.state_dict()
@@ -90,7 +94,7 @@ def test_default_configuration(name):
         torch.testing.assert_close(model(image()), features)
         model.reset_classifier(7, "avg")
         assert model(image()).shape == (1, 7)
-        bare = timm.create_model(name, num_classes=0, global_pool="").eval()
+        bare = build(num_classes=0, global_pool="").eval()
         assert bare(image()).shape == features.shape
         if is_map(model):
             height, width = (SMALL * side // 224 for side in cfg["pool_size"])
@@ -99,8 +103,8 @@ def test_default_configuration(name):
 
 @every_model
 @pytest.mark.parametrize("options", [{}, {"feature_cls": "getter"}])
-def test_features_only(name, options):
-    model = timm.create_model(name, features_only=True, **options).eval()
+def test_features_only(build, options):
+    model = build(features_only=True, **options).eval()
     channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
     assert len(channels) >= 3
     with torch.no_grad():
@@ -113,8 +117,8 @@ def test_features_only(name, options):
 
 
 @every_model
-def test_forward_intermediates(name):
-    model = timm.create_model(name).eval()
+def test_forward_intermediates(build):
+    model = build().eval()
     info = FeatureInfo(model.feature_info, len(model.feature_info))
     with torch.no_grad():
         features = model.forward_features(image())
@@ -144,8 +148,8 @@ def traced(model):
 
 
 @every_model
-def test_fx_graph_computes_the_same(name):
-    model = timm.create_model(name).eval()
+def test_fx_graph_computes_the_same(build):
+    model = build().eval()
     with torch.inference_mode():
         y = model(image(size=96))
         (traced_y,) = traced(model)(image(size=96)).values()
@@ -153,8 +157,8 @@ def test_fx_graph_computes_the_same(name):
 
 
 @every_model
-def test_fx_graph_has_every_gradient(name):
-    model = timm.create_model(name, num_classes=42).train()
+def test_fx_graph_has_every_gradient(build):
+    model = build(num_classes=42).train()
     graph = traced(model)
     (y,) = graph(image(2)).values()
     y.mean().backward()
@@ -163,17 +167,17 @@ def test_fx_graph_has_every_gradient(name):
 
 
 @every_model
-def test_other_numbers_of_channels_and_classes(name):
-    one = timm.create_model(name, in_chans=1, num_classes=5).eval()
-    none = timm.create_model(name, in_chans=4, num_classes=0).eval()
+def test_other_numbers_of_channels_and_classes(build):
+    one = build(in_chans=1, num_classes=5).eval()
+    none = build(in_chans=4, num_classes=0).eval()
     with torch.no_grad():
         assert one(image(chans=1)).shape == (1, 5)
         assert none(image(chans=4)).shape == (1, none.num_features)
 
 
 @every_model
-def test_any_size_and_shape_of_image(name):
-    model = timm.create_model(name).eval()
+def test_any_size_and_shape_of_image(build):
+    model = build().eval()
     with torch.no_grad():
         for height, width in ((64, 96), (70, 45), (33, 97)):
             y = model(torch.randn(1, 3, height, width))
@@ -182,8 +186,8 @@ def test_any_size_and_shape_of_image(name):
 
 
 @every_model
-def test_parameter_groups(name):
-    model = timm.create_model(name)
+def test_parameter_groups(build):
+    model = build()
     names = dict(model.named_parameters())
     no_decay = model.no_weight_decay()
     assert no_decay <= set(names)
@@ -197,8 +201,8 @@ def test_parameter_groups(name):
 
 @every_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(name, dtype):
-    model = timm.create_model(name, num_classes=10).train()
+def test_autocast(build, dtype):
+    model = build(num_classes=10).train()
     with torch.autocast("cpu", dtype):
         y = model(image(2))
     y.float().square().mean().backward()
@@ -207,14 +211,12 @@ def test_autocast(name, dtype):
 
 
 @every_model
-def test_local_weights_through_timm(name, tmp_path):
-    model = timm.create_model(name).eval()
+def test_local_weights_through_timm(build, tmp_path):
+    model = build().eval()
     file = tmp_path / "weights.pth"
     torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}, "epoch": 3}, file)
-    again = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}).eval()
-    fewer = timm.create_model(
-        name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, num_classes=5, in_chans=1
-    )
+    again = build(pretrained=True, pretrained_cfg_overlay={"file": str(file)}).eval()
+    fewer = build(pretrained=True, pretrained_cfg_overlay={"file": str(file)}, num_classes=5, in_chans=1)
     with torch.no_grad():
         torch.testing.assert_close(again(image()), model(image()))
         assert fewer(image(chans=1)).shape == (1, 5)
