@@ -111,6 +111,11 @@ class AugmentOptions:
     """Binary cross entropy for each class in place of the softmax's."""
     bce_target_thresh: float | None = None
     """Targets above it count as 1 for --bce-loss."""
+    token_labels: str = ""
+    """Folder of a teacher's label maps, <class>/<image>.pt, for models with a head for every cell (simba_*). With it
+    --cutmix exchanges whole cells."""
+    token_weight: float = 0.5
+    """Weight of the cells' loss beside that of the class token."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from ssmcore.engine import make_loader
 from .config import AugmentOptions, DataOptions, TrainConfig
 from .errors import DataError
 from .sources import BadImageError, Source, to_mode
+from .token_labels import TokenLabels, augment, read_label_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,8 @@ class Batch(NamedTuple):
     """int64, shape (b,)."""
     bad: list[str]
     """Images of this batch that could not be read and are left out: name and reason."""
+    tokens: TokenLabels | None = None
+    """Label maps, shape (b, 2, k, rows, columns), and boxes, shape (b, 4), if the images have any."""
 
 
 class LabelledImages(Dataset):
@@ -144,19 +147,22 @@ class LabelledImages(Dataset):
         transform: Pillow image to tensor.
         in_chans: 3 for colour, 1 for grey.
         seed: Of the transform's noise; None for a transform without any.
+        token_labels: Folder of label maps; empty for none.
     """
 
-    def __init__(self, source: Source, transform: Any, in_chans: int, seed: int | None = None):
+    def __init__(self, source: Source, transform: Any, in_chans: int, seed: int | None = None, token_labels: str = ""):
         self.source, self.transform, self.in_chans, self.seed = source, transform, in_chans, seed
+        self.token_labels = token_labels
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: int) -> tuple[Tensor, int] | str:
+    def __getitem__(self, key: int) -> tuple[Any, ...] | str:
         """Image number key modulo the length; the whole key seeds its noise. A bad one is its name and reason."""
         index = key % len(self.source)
         try:
             image, label = self.source.load(index)
+            maps = read_label_map(self.token_labels, self.source.name(index)) if self.token_labels else None
         except BadImageError as error:
             return str(error)
         try:
@@ -166,10 +172,13 @@ class LabelledImages(Dataset):
         if self.seed is None:
             return self.transform(image), label
         with seeded(self.seed + key):
-            return self.transform(image), label
+            if maps is None:
+                return self.transform(image), label
+            image, tokens = augment(self.transform, image, maps)
+            return image, label, tokens
 
 
-def collate(items: list[tuple[Tensor, int] | str]) -> Batch:
+def collate(items: list[tuple[Any, ...] | str]) -> Batch:
     """Stack what could be read.
 
     Args:
@@ -181,8 +190,9 @@ def collate(items: list[tuple[Tensor, int] | str]) -> Batch:
     bad = [item for item in items if isinstance(item, str)]
     if not good:
         raise DataError(f"none of the {len(bad)} images of a batch can be read: {'; '.join(bad[:3])}")
-    images, labels = zip(*good, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), bad)
+    images, labels, *tokens = zip(*good, strict=True)
+    stacked = TokenLabels(*map(torch.stack, zip(*tokens[0], strict=True))) if tokens else None
+    return Batch(torch.stack(images), torch.tensor(labels), bad, stacked)
 
 
 @contextlib.contextmanager
@@ -221,7 +231,7 @@ def train_loader(config: TrainConfig, source: Source, preparation: Preparation, 
         raise DataError(f"--aa {config.aa} or another augmentation cannot be made: {error!r}") from None
     full = len(source) // (config.batch_size * ranks)
     return make_loader(
-        LabelledImages(source, transform, preparation.in_chans, seed=config.seed << 40),
+        LabelledImages(source, transform, preparation.in_chans, config.seed << 40, config.token_labels),
         config.batch_size,
         seed=config.seed,
         steps_per_epoch=config.steps_per_epoch or full or None,

@@ -49,6 +49,7 @@ class Experiment:
             self.scored = replace(self.preparation, img_size=(config.val_img_size,) * 2)
         for preparation in {self.preparation, self.scored}:
             check_size(model, preparation)
+        _check_token_labels(model, config)
         _freeze(model, config.freeze)
         self._compute_as_asked(model)
         names = classes + tuple(f"class {i}" for i in range(len(classes), num_classes))
@@ -147,6 +148,21 @@ def _devices(config: TrainConfig) -> int:
     if isinstance(config.devices, int):
         return config.devices
     return 1 if config.accelerator == "cpu" else max(1, torch.cuda.device_count())
+
+
+def _check_token_labels(model: torch.nn.Module, config: TrainConfig) -> None:
+    if not config.token_labels:
+        return
+    if not Path(config.token_labels).is_dir():
+        raise DataError(f"--token-labels {config.token_labels}: there is no such folder")
+    if getattr(getattr(model, "head", None), "aux", None) is None:
+        raise DataError(f"--token-labels: {config.model} has no head for every cell; the models simba_* have one")
+    against = {
+        "--mixup": config.mixup, "--bce-loss": config.bce_loss, "--no-aug": config.no_aug,
+        "--torchcompile": config.torchcompile, "--train-crop-mode": config.train_crop_mode != "rrc",
+    }  # fmt: skip
+    if found := [flag for flag, value in against.items() if value]:
+        raise DataError(f"--token-labels does not go with {', '.join(found)}")
 
 
 def _freeze(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:

@@ -41,7 +41,7 @@ def vim_tiny() -> TrainConfig:
 
 
 def vim_small() -> TrainConfig:
-    """Vim-S, ImageNet-1k: 300 epochs, batch 8 x 64, float32, averaged weights. Published: 80.5 %."""
+    """Vim-S, ImageNet-1k: 300 epochs, batch 8 x 64, float32. Published: 80.5 %."""
     return replace(vim_tiny(), model="vim_small_patch16_224", batch_size=64, lr=1e-3, weight_decay=0.05, drop_path=0.05)
 
 

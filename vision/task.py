@@ -19,6 +19,7 @@ from .config import AugmentOptions, OptimizerOptions, TrainConfig
 from .data import Batch
 from .errors import DataError
 from .metrics import Tally
+from .token_labels import CellMix, TokenLabels, targets, token_loss
 
 
 class ClassifyTask(pl.LightningModule):
@@ -40,6 +41,7 @@ class ClassifyTask(pl.LightningModule):
         self.mixing = _mixing(config, num_classes)
         self.loss = _loss(config, self.mixing is not None)
         self.plain_loss = _loss(config, mixed=False)
+        self.cell_mix = CellMix(config.cutmix, config.mixup_prob)
         self.groups = named_groups(model, config)
         self.ema = None
         if config.model_ema:
@@ -55,6 +57,8 @@ class ClassifyTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch of images (b, in_chans, height, width), mixed if the options say so."""
         images, labels = self._readable(batch)
+        if batch.tokens is not None:
+            return self._token_loss(images, batch.tokens)
         targets, loss = labels, self.plain_loss
         off = self.config.mixup_off_epoch
         if self.mixing is not None and len(images) > 1 and not (off and self.current_epoch >= off):
@@ -135,6 +139,13 @@ class ClassifyTask(pl.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _token_loss(self, images: Tensor, labels: TokenLabels) -> Tensor:
+        last = self.model.feature_info[-1]["reduction"]
+        grid = (-(-images.shape[2] // last), -(-images.shape[3] // last))
+        mixed, whole, cells = self.cell_mix(images, *targets(labels, self.num_classes, grid))
+        outputs = self.model.forward_token_labels(mixed)
+        return token_loss(outputs, whole, cells, self.config.token_weight, self.config.smoothing)
+
     def _readable(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images and labels of a batch; names those that are missing, or stops."""
         note_bad(batch.bad, self.bad, self.config.bad_images)
@@ -178,7 +189,7 @@ def named_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, 
 
 
 def _mixing(options: AugmentOptions, num_classes: int) -> Mixup | None:
-    if not (options.mixup or options.cutmix):
+    if not (options.mixup or options.cutmix) or options.token_labels:
         return None
     return Mixup(
         mixup_alpha=options.mixup,

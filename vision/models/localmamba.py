@@ -275,7 +275,7 @@ class LocalVim(TokenModel):
                 )
                 blocks.append(block(chosen, norm="rms", drop_path=rate))
             super().__init__(
-                PatchEmbed(img_size, 16, 16, in_chans, embed_dim),
+                PatchEmbed(img_size, 16, 16, in_chans, embed_dim, pad=True),
                 blocks,
                 RMSNorm(embed_dim),
                 in_chans=in_chans,

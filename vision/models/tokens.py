@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from ssm_kernels.checks import check_choice
 from timm.layers import lecun_normal_, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.layers.format import Format, nchw_to
@@ -33,12 +34,15 @@ Grid = tuple[int, int]
 class PatchEmbed(nn.Module):
     """Overlapping or separate square patches to vectors: images (b, c, height, width) to (b, h, w, d).
 
-    Pixels to the right and below that fill no patch are left out. Raises RuntimeError for an image below one patch.
+    Pixels to the right and below that fill no patch are left out, or filled up with zeros for separate patches and
+    `pad`. Raises RuntimeError for an image below one patch.
     """
 
-    def __init__(self, img_size: int | Grid, patch_size: int, stride: int, in_chans: int, embed_dim: int):
+    def __init__(
+        self, img_size: int | Grid, patch_size: int, stride: int, in_chans: int, embed_dim: int, pad: bool = False
+    ):
         super().__init__()
-        self.patch_size, self.stride = patch_size, stride
+        self.patch_size, self.stride, self.pad = patch_size, stride, pad
         self.img_size = to_2tuple(img_size)
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
 
@@ -46,10 +50,14 @@ class PatchEmbed(nn.Module):
     def grid_size(self) -> Grid:
         """The grid of patches of an image of the model's own size. No shapes, raises nothing."""
         height, width = self.img_size
+        if self.pad:
+            return -(-height // self.stride), -(-width // self.stride)
         return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
 
     def forward(self, x: Float[Tensor, "b c height width"]) -> Float[Tensor, "b h w d"]:
         """Cut and embed. Raises RuntimeError for an image below one patch."""
+        if self.pad:
+            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
         return nchw_to(self.proj(x), Format.NHWC)
 
 

@@ -243,6 +243,15 @@ def test_rotation_is_by_place_and_keeps_lengths():
     torch.testing.assert_close(y[:, 1, :4], x[:, 1, :4])
 
 
+def test_what_fills_no_patch_is_filled_up():
+    model = LocalVim(64, embed_dim=16, routes=ROUTES, num_classes=5).eval()
+    x = torch.randn(1, 3, 50, 33)
+    with torch.no_grad():
+        assert model.forward_features(x).shape == (1, 4 * 3, 16)
+        torch.testing.assert_close(model(torch.nn.functional.pad(x, (0, 15, 0, 14))), model(x))
+    assert LocalVim((50, 33), embed_dim=16, routes=ROUTES).pos_embed.shape[1] == 12
+
+
 def test_another_mixer_in_every_block():
     model = vision.create_model("localvim_tiny", mixer={"name": "s5"}, num_classes=3).eval()
     with torch.no_grad():

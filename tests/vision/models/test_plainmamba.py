@@ -176,15 +176,6 @@ def test_any_mixer_can_stand_in_for_the_ssm(mixer):
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_compiles_and_exports():
-    model, x = small(), torch.randn(2, 3, 32, 48)
-    snake_routes.cache_clear()
-    program = torch.export.export(model, (x,))
-    snake_routes.cache_clear()
-    torch.testing.assert_close(program.module()(x), model(x))
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
-
-
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="output_fmt"):
         small().forward_intermediates(torch.randn(1, 3, 48, 64), output_fmt="NHWC")
