@@ -58,10 +58,16 @@ class ModelConfig:
     """Token order of the scan over nodes: canonical, degree, bfs, dfs, ppr, walk, hilbert or shells."""
     ensemble: int = 1
     """Seeded draws that an evaluation averages over, for orders with chance in them (degree, walk)."""
+    buckets: int = 1
+    """Random parts of a graph that are scanned alone, for orders with chance in them; Graph-Mamba has 3 on its largest
+    graphs (graph_mamba)."""
     bidirectional: bool = True
     """Scan in both directions; False is the published Graph-Mamba."""
     edge_decay: bool = False
     """Edge features set the step of each node, and so its decay (graph_mamba)."""
+    layout: Literal["gps", "gated"] = "gps"
+    """graph_mamba: scan and message passing side by side, then an MLP, as published; or gated, which is message passing
+    plus the scan times a factor a channel that starts at 0, so that a network starts as its message passing alone."""
     local: Literal["gin", "gine", "gcn", "gated_gcn", "none"] = "gin"
     """Message passing beside the scan, or beside the attention of gps."""
     encoding: Literal["none", "rwse", "laplacian"] = "none"

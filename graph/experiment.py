@@ -12,13 +12,14 @@ from torch_geometric.data import Data
 from ssmcore.engine import RunSettings, cli, fit, load_weights, make_run_dir
 from ssmcore.engine.folder import BEST_FILE, METRICS_FILE
 
+from .batches import loader
 from .checks import GraphError
 from .config import ModelConfig, Schema, TrainConfig
 from .data import GraphSet
 from .folds import Fold, choose_epoch, curve, hold_out, ten_folds
 from .models import create_model
 from .precompute import orders_of, precompute
-from .task import GraphTask, loader, score_graphs
+from .task import GraphTask, score_graphs
 
 SCORES_FILE = "scores.csv"
 _RUN_DIR = "SSM_SUITE_GRAPH_RUN"  # how further processes of a run on this machine learn its folder
@@ -46,7 +47,7 @@ class Experiment:
         self.scores: list[dict] = []
 
     def run(self) -> list[dict]:
-        """Fit, score, print, and write scores.csv.
+        """Fit, score, print, and write scores.csv, which grows fold by fold.
 
         Returns:
             A row for each score: what, fold, score.
@@ -58,11 +59,6 @@ class Experiment:
         parameters = sum(p.numel() for p in create_model(self.data.schema, self.config.model).parameters())
         self._tell(f"{self.config.model.name}: {parameters} parameters, protocol {self.config.protocol}")
         {"split": self._split, "A": self._averaged, "B": self._nested}[self.config.protocol]()
-        if self.first:
-            with (self.run_dir / SCORES_FILE).open("w", newline="") as file:
-                writer = csv.DictWriter(file, ["what", "fold", "score"])
-                writer.writeheader()
-                writer.writerows(self.scores)
         return self.scores
 
     def _split(self) -> None:
@@ -79,14 +75,15 @@ class Experiment:
             where = self.run_dir / f"fold-{fold.number}"
             self._fit(where, fold.train, fold.test)
             curves.append(curve(where / METRICS_FILE))
-        result = choose_epoch(curves)
-        for what, scores in (("protocol A", result.scores), ("last epoch", result.last)):
-            for fold, score in enumerate(scores):
-                self._add(what, fold, score)
-        self._say(
-            f"protocol A, epoch {result.epoch + 1} of {len(curves[0])} chosen by the mean test curve", result.scores
-        )
-        self._say("the same runs after their last epoch", result.last)
+            self.scores = []  # each further fold may choose another epoch
+            result = choose_epoch(curves)
+            for what, scores in (("protocol A", result.scores), ("last epoch", result.last)):
+                for number, score in enumerate(scores):
+                    self._add(what, number, score)
+            self._say(
+                f"protocol A, epoch {result.epoch + 1} of {len(curves[0])} chosen by the mean test curve", result.scores
+            )
+            self._say("the same runs after their last epoch", result.last)
 
     def _nested(self) -> None:
         finals = []
@@ -162,7 +159,13 @@ class Experiment:
         return score_graphs(task, self.graphs, chosen, self.config.batch_size)
 
     def _add(self, what: str, fold: int | str, score: float) -> None:
+        """One more score; the file holds all so far, so that a run that is cut tells what it found."""
         self.scores.append({"what": what, "fold": fold, "score": score})
+        if self.first:
+            with (self.run_dir / SCORES_FILE).open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["what", "fold", "score"])
+                writer.writeheader()
+                writer.writerows(self.scores)
 
     def _say(self, what: str, scores: list[float]) -> None:
         spread = f" ± {np.std(scores):.4f} over {len(scores)} folds" if len(scores) > 1 else ""
@@ -176,7 +179,7 @@ class Experiment:
 
     def _tell(self, text: str) -> None:
         if self.first:
-            print(text)
+            print(text, flush=True)
 
     def _folder(self) -> Path:
         config, saved = self.config, replace(self.config, resume=None)

@@ -36,6 +36,7 @@ from .structure import (
 from .topology import Topology
 from .walks import walk_on
 
+_BUCKET_SALT = 17  # tells the draw of buckets from that of ties
 Ties = Literal["average", "noise", "index"]
 
 RETURN_STEPS = 8
@@ -223,3 +224,20 @@ def visits(topology: Topology, order: str, *, seed: int = 0, member: int = 0, fr
         by_place = torch.argsort(topology.place, stable=True)
         cache[order] = by_place[torch.argsort(topology.classes(order)[by_place], stable=True)]
     return cache[order]
+
+
+def buckets_of(
+    topology: Topology, count: int, *, seed: int = 0, member: int = 0, fresh: bool = False
+) -> Int[Tensor, "n"]:
+    """Which of so many buckets each node falls into, every one as likely and by itself; shape (n,).
+
+    Args:
+        topology: The graphs.
+        count: Buckets a graph.
+        seed: Of the draw, unless it is fresh.
+        member: Which of several draws with that seed.
+        fresh: Draw from torch's generator.
+    Returns:
+        int64 in 0 .. count - 1. Unless it is fresh, a node's bucket depends on its place in its graph alone.
+    """
+    return (uniform(topology.place, seed, member, _BUCKET_SALT, fresh=fresh) * count).long()

@@ -14,13 +14,13 @@ def graph_mamba_peptides_struct() -> TrainConfig:
 
 
 def graph_mamba_voc() -> TrainConfig:
-    """Graph-Mamba on PascalVOC-SP (0.419 macro F1 in the paper, with buckets that this one does not have). A GPU."""
-    return _graph_mamba(layers=4, data="PascalVOC-SP", batch_size=32, lr=1.5e-3, epochs=300)
+    """Graph-Mamba on PascalVOC-SP (0.419 macro F1 in the paper), three buckets. A GPU."""
+    return _graph_mamba(layers=4, data="PascalVOC-SP", batch_size=32, lr=1.5e-3, epochs=300, buckets=3)
 
 
 def graph_mamba_malnet() -> TrainConfig:
-    """Graph-Mamba on MalNet-Tiny (93.4 % in the paper). A GPU; hours."""
-    return _graph_mamba(layers=5, hidden=64, data="MalNet-Tiny", batch_size=16, lr=1.5e-3, epochs=150)
+    """Graph-Mamba on MalNet-Tiny (93.4 % in the paper), three buckets. A GPU; hours."""
+    return _graph_mamba(layers=5, hidden=64, data="MalNet-Tiny", batch_size=16, lr=1.5e-3, epochs=150, buckets=3)
 
 
 def gred_peptides_func() -> TrainConfig:
@@ -64,7 +64,14 @@ def khop() -> TrainConfig:
 
 
 def _graph_mamba(
-    *, layers: int, data: str, hidden: int = 96, batch_size: int = 128, lr: float = 1e-3, epochs: int = 200
+    *,
+    layers: int,
+    data: str,
+    hidden: int = 96,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    epochs: int = 200,
+    buckets: int = 1,
 ) -> TrainConfig:
     """The setting that the published configurations share: degree order with noise, one direction, five draws."""
     model = ModelConfig(
@@ -74,6 +81,7 @@ def _graph_mamba(
         local="gated_gcn",
         order="degree",
         bidirectional=False,
+        buckets=buckets,
         ensemble=5,
         encoding="laplacian",
         encoding_size=10,

@@ -1,77 +1,23 @@
-"""The training task: loss, whole-part scores, optimiser; and the batches that it gets."""
+"""The training task: loss, whole-part scores, optimiser."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import unbatch_edge_index
 
-from ssmcore.engine import cosine_schedule, make_loader, make_optimizer
+from ssmcore.engine import cosine_schedule, make_optimizer
 
+from .batches import Graphs, collate
 from .config import Schema
 from .metrics import evaluate, reciprocal_ranks
 from .models import GraphModel
 from .precompute import topology_of
 from .synthetic import answered
-
-
-class Graphs(Dataset):
-    """Some graphs of a list, each with its number, so that one that several processes scored counts once.
-
-    Args:
-        graphs: All.
-        chosen: Numbers of those that are meant.
-    """
-
-    def __init__(self, graphs: Sequence[Data], chosen: Sequence[int]):
-        self.graphs, self.chosen = graphs, list(chosen)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> tuple[int, Data]:
-        return index, self.graphs[self.chosen[index]]
-
-
-def collate(items: list[tuple[int, Data]]) -> tuple[Tensor, Batch]:
-    """Numbers (g,) and a batch of graphs, packed. Raises nothing."""
-    return torch.tensor([number for number, _ in items]), Batch.from_data_list([g for _, g in items])
-
-
-def by_size(indices: list[int], generator: torch.Generator, sizes: Sequence[int], batch_size: int) -> list[int]:
-    """Put graphs of like size into a batch, without giving up chance: sort stretches of 20 batches, shuffle batches.
-
-    Args:
-        indices: An epoch's graphs, shuffled.
-        generator: Seeded.
-        sizes: Nodes of each graph.
-        batch_size: Graphs a batch.
-    Returns:
-        The same indices; the last batch stays the last, as it may be smaller.
-    """
-    stretch = 20 * batch_size
-    in_order = [
-        i for start in range(0, len(indices), stretch)
-        for i in sorted(indices[start : start + stretch], key=lambda i: sizes[i])
-    ]  # fmt: skip
-    batches = [in_order[start : start + batch_size] for start in range(0, len(in_order), batch_size)]
-    order = torch.randperm(max(0, len(batches) - 1), generator=generator).tolist()
-    return [i for b in (*order, len(batches) - 1) for i in batches[b]]
-
-
-def loader(graphs: Sequence[Data], chosen: Sequence[int], batch_size: int, *, bucket: bool = False, **options):
-    """Batches of some graphs; options as in `ssmcore.engine.make_loader`. Raises ValueError as that."""
-    data = Graphs(graphs, chosen)
-    arrange = None
-    if bucket:
-        arrange = partial(by_size, sizes=[int(graphs[i].num_nodes) for i in chosen], batch_size=batch_size)
-    return make_loader(data, batch_size, collate_fn=collate, arrange=arrange, **options)
 
 
 class GraphTask(pl.LightningModule):
@@ -134,10 +80,12 @@ class GraphTask(pl.LightningModule):
         true = graphs.edge_label_index[:, graphs.edge_label == 1]
         by_graph = unbatch_edge_index(true, graphs.batch)
         for i, number in enumerate(numbers.tolist()):
-            g = graphs.get_example(i)
-            n = int(g.num_nodes or 0)
-            every = torch.cartesian_prod(*[torch.arange(n, device=g.x.device)] * 2).T
-            scores = self.model(g.x, g.edge_index, None, g.edge_attr, pairs=every).float().view(n, n).cpu().numpy()
+            nodes = slice(int(graphs.ptr[i]), int(graphs.ptr[i + 1]))
+            mine = graphs.batch[graphs.edge_index[0]] == i
+            n, edges = nodes.stop - nodes.start, graphs.edge_index[:, mine] - nodes.start
+            every = torch.cartesian_prod(*[torch.arange(n, device=edges.device)] * 2).T
+            edge_attr = None if graphs.edge_attr is None else graphs.edge_attr[mine]
+            scores = self.model(graphs.x[nodes], edges, None, edge_attr, pairs=every).float().view(n, n).cpu().numpy()
             pairs = by_graph[i].cpu().numpy() if i < len(by_graph) else np.zeros((2, 0), dtype=int)
             ranks = reciprocal_ranks(scores, pairs, filtered)
             found[number] = (ranks, np.zeros_like(ranks))
@@ -155,6 +103,9 @@ class GraphTask(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         """AdamW by what the modules ask for, half a cosine after a short rise."""
         optimizer = make_optimizer(self.model, self.lr, self.weight_decay)
+        if self.trainer.precision != "16-mixed":  # a loss scaler would clip gradients behind a fused step's back
+            for group in optimizer.param_groups:  # one call for all parameters: small networks have many small ones
+                group["fused"] = True
         schedule = cosine_schedule(optimizer, self.steps, self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

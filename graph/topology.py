@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmcore.array_types import Float, Int
 from ssmcore.functional import Rows
 
-from .checks import check_batch, check_edges
+from .checks import GraphError, check_batch, check_edges
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,6 +143,34 @@ class Topology:
         if order not in cache:
             cache[order] = Ties.of(self.classes(order))
         return cache[order]
+
+
+def topology_for(
+    layer: nn.Module,
+    x: Float[Tensor, "n d"],
+    edge_index: Int[Tensor, "2 e"],
+    batch: Int[Tensor, "n"] | None,
+    batch_size: int | None,
+    topology: Topology | None,
+) -> Topology:
+    """What a layer that was called with these arguments reads: the topology that came, or a new one, checked.
+
+    Args:
+        layer: Has `channels`, d; its class names the caller in messages.
+        x: Node features, shape (n, d).
+        edge_index: Shape (2, e).
+        batch: Shape (n,), or None for a single graph.
+        batch_size: Number of graphs, where some have no nodes.
+        topology: Comes back as it is, and the others are not looked at.
+    Raises:
+        GraphError: The graph cannot be, or x has other channels.
+    """
+    if topology is not None:
+        return topology
+    op = type(layer).__name__
+    if x.ndim != 2 or x.shape[1] != layer.channels:
+        raise GraphError(f"{op}: x has shape {tuple(x.shape)}, expected (n, {layer.channels})")
+    return Topology.of(edge_index, batch, len(x), batch_size=batch_size, op=op)
 
 
 @dataclass(frozen=True)

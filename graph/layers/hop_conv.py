@@ -19,9 +19,8 @@ from ssmcore.array_types import Float, Int
 from ssmcore.blocks import LayerNorm
 from ssmcore.mixers.lru import Lru
 
-from ..checks import GraphError
 from ..structure import hop_pairs
-from ..topology import Topology
+from ..topology import Topology, topology_for
 
 
 class HopConv(nn.Module):
@@ -95,10 +94,7 @@ class HopConv(nn.Module):
         Raises:
             GraphError: The graph cannot be.
         """
-        if topology is None:
-            if x.ndim != 2 or x.shape[1] != self.channels:
-                raise GraphError(f"HopConv: x has shape {tuple(x.shape)}, expected (n, {self.channels})")
-            topology = Topology.of(edge_index, batch, len(x), batch_size=batch_size, op="HopConv")
+        topology = topology_for(self, x, edge_index, batch, batch_size, topology)
         if not len(x):
             return x
         node, distance, sums = shells(x, topology, self.hops)

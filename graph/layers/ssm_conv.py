@@ -16,8 +16,8 @@ from ssmcore.mixer import Context, Mixer
 from ssmcore.mixers import MixerSpec
 
 from ..checks import GraphError, check_features
-from ..orders import rule_of, visits
-from ..topology import Topology
+from ..orders import buckets_of, rule_of, visits
+from ..topology import Topology, rows_of, topology_for
 
 
 class SSMConv(nn.Module):
@@ -31,6 +31,8 @@ class SSMConv(nn.Module):
         bidirectional (bool): Also scan from the last node to the first, with weights of its own, and add.
             (default: :obj:`True`)
         ensemble (int): In evaluation, the mean over so many seeded draws of a random order. (default: :obj:`1`)
+        buckets (int): Split the nodes of a graph at random into so many parts, each scanned alone, as Graph-Mamba does
+            with its largest graphs; only for orders with chance in them. (default: :obj:`1`)
         edge_dim (int, optional): Size of edge features that set the step of each node, and so its decay.
             (default: :obj:`None`)
         seed (int): Of the draws in evaluation. (default: :obj:`0`)
@@ -52,17 +54,19 @@ class SSMConv(nn.Module):
         order: str = "canonical",
         bidirectional: bool = True,
         ensemble: int = 1,
+        buckets: int = 1,
         edge_dim: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
         self.channels, self.spec, self.order = channels, mixer, order
         self.bidirectional, self.ensemble, self.edge_dim, self.seed = bidirectional, ensemble, edge_dim, seed
-        rule = rule_of(order)
-        if ensemble < 1 or (ensemble > 1 and not rule.random):
-            raise ValueError(
-                f"SSMConv: ensemble={ensemble} with order={order!r}, expected 1: it draws nothing at random"
-            )
+        self.buckets, rule = buckets, rule_of(order)
+        for name, count in (("ensemble", ensemble), ("buckets", buckets)):
+            if count < 1 or (count > 1 and not rule.random):
+                raise ValueError(
+                    f"SSMConv: {name}={count} with order={order!r}, expected 1: it draws nothing at random"
+                )
         self.ties = rule.ties
         self.mixer = self._build()
         self.step = None
@@ -112,10 +116,7 @@ class SSMConv(nn.Module):
         Raises:
             GraphError: The graph cannot be, or edge features are missing.
         """
-        if topology is None:
-            if x.ndim != 2 or x.shape[1] != self.channels:
-                raise GraphError(f"SSMConv: x has shape {tuple(x.shape)}, expected (n, {self.channels})")
-            topology = Topology.of(edge_index, batch, len(x), batch_size=batch_size, op="SSMConv")
+        topology = topology_for(self, x, edge_index, batch, batch_size, topology)
         if not len(x):
             return x
         steps = self._steps(edge_attr, topology, x.dtype)
@@ -127,8 +128,12 @@ class SSMConv(nn.Module):
         return ties.mean(y)
 
     def _scan(self, x: Tensor, steps: Tensor | None, topology: Topology, member: int) -> Tensor:
-        order = visits(topology, self.order, seed=self.seed, member=member, fresh=self.training)
-        ctx = Context(topology.rows, None if steps is None else steps[order].T)
+        draw = {"seed": self.seed, "member": member, "fresh": self.training}
+        order, rows = visits(topology, self.order, **draw), topology.rows
+        if self.buckets > 1:
+            part = topology.batch * self.buckets + buckets_of(topology, self.buckets, **draw)
+            order, rows = order[torch.argsort(part[order], stable=True)], rows_of(torch.bincount(part))
+        ctx = Context(rows, None if steps is None else steps[order].T)
         y, _ = self.mixer.mix(x.index_select(0, order)[None], None, ctx)
         return torch.empty_like(y[0]).index_copy(0, order, y[0])
 

@@ -15,8 +15,7 @@ from ssmcore import build_mixer
 from ssmcore.array_types import Float, Int
 from ssmcore.mixers import MixerSpec
 
-from ..checks import GraphError
-from ..topology import Topology
+from ..topology import Topology, topology_for
 from ..walks import sample_walks
 
 
@@ -87,10 +86,7 @@ class SubgraphTokens(nn.Module):
         Raises:
             GraphError: The graph cannot be.
         """
-        if topology is None:
-            if x.ndim != 2 or x.shape[1] != self.channels:
-                raise GraphError(f"SubgraphTokens: x has shape {tuple(x.shape)}, expected (n, {self.channels})")
-            topology = Topology.of(edge_index, batch, len(x), batch_size=batch_size, op="SubgraphTokens")
+        topology = topology_for(self, x, edge_index, batch, batch_size, topology)
         if not len(x):
             return x
         tokens = [

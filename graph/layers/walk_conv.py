@@ -8,7 +8,7 @@ from ssmcore.array_types import Float, Int
 from ssmcore.mixers import MixerSpec
 
 from ..checks import GraphError
-from ..topology import Topology
+from ..topology import Topology, topology_for
 from ..walks import Walks, sample_walks, walk_codes
 
 
@@ -90,10 +90,7 @@ class WalkConv(nn.Module):
         Raises:
             GraphError: The graph cannot be, or edge features are missing.
         """
-        if topology is None:
-            if x.ndim != 2 or x.shape[1] != self.channels:
-                raise GraphError(f"WalkConv: x has shape {tuple(x.shape)}, expected (n, {self.channels})")
-            topology = Topology.of(edge_index, batch, len(x), batch_size=batch_size, op="WalkConv")
+        topology = topology_for(self, x, edge_index, batch, batch_size, topology)
         walks = self.sample(topology) if walks is None else walks
         nodes = walks.nodes.flatten()
         if not len(nodes):

@@ -138,6 +138,53 @@ class GpsBlock(nn.Module):
         return self.norm_out(h + self.mlp(h)), edge
 
 
+class GatedBlock(nn.Module):
+    r"""Message passing, and a global layer that has to earn its place: its factor starts at 0.
+
+    .. math::
+        y = \mathrm{drop}(\mathrm{relu}(\mathrm{BN}(\mathrm{local}(x, e)))) + g \odot \mathrm{BN}(\mathrm{global}(x))
+
+    Args:
+        channels (int): Size of nodes and edges.
+        local (str): gin, gine, gcn or gated_gcn.
+        glob (torch.nn.Module): As in :class:`GpsBlock`.
+        dropout (float): On the messages.
+        edge_to_global (bool): Whether the global layer takes edge features. (default: :obj:`False`)
+        last (bool): No layer follows. (default: :obj:`False`)
+
+    Raises:
+        ValueError: Unknown convolution, or none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        local: str,
+        glob: nn.Module,
+        dropout: float,
+        edge_to_global: bool = False,
+        last: bool = False,
+    ):
+        super().__init__()
+        self.local = MessageBlock(channels, local, dropout, last=last)
+        self.takes_edges = edge_to_global or self.local.takes_edges
+        self.glob, self.edge_to_global = glob, edge_to_global
+        self.norm = make_norm(channels)
+        self.gate = nn.Parameter(torch.zeros(channels))
+
+    def reset_parameters(self):
+        r"""Resets all learnable parameters of the module."""
+        reset_all(self)
+        nn.init.zeros_(self.gate)
+
+    def forward(self, x: Float[Tensor, "n d"], edge: Tensor | None, topology: Topology) -> tuple[Tensor, Tensor | None]:
+        """Nodes (n, d) and edges (e, d) or None."""
+        extra = {"edge_attr": edge} if self.edge_to_global else {}
+        seen = self.norm(self.glob(x, topology.edge_index, topology.batch, topology=topology, **extra))
+        y, edge = self.local(x, edge, topology)
+        return y + self.gate * seen, edge
+
+
 class ResidualBlock(nn.Module):
     r"""x + dropout(layer(x)): GRED's layout, (n, d) to (n, d).
 

@@ -14,7 +14,7 @@ from ssmcore.registry import resolve
 
 from ..config import ModelConfig, Schema
 from ..layers import HopConv, SSMConv, SubgraphTokens, WalkConv
-from .blocks import GpsBlock, ResidualBlock, local_of
+from .blocks import GatedBlock, GpsBlock, ResidualBlock, local_of
 from .skeleton import GraphModel
 
 
@@ -88,15 +88,17 @@ def walker(schema: Schema, config: ModelConfig) -> GraphModel:
     return GraphModel(schema, config, blocks)
 
 
-def _scan_block(schema: Schema, config: ModelConfig, seed: int, edges: bool = False) -> GpsBlock:
+def _scan_block(schema: Schema, config: ModelConfig, seed: int, edges: bool = False) -> GatedBlock | GpsBlock:
     scan = SSMConv(
         config.hidden,
         mixer_spec(config),
         order=config.order,
         bidirectional=config.bidirectional,
         ensemble=config.ensemble,
+        buckets=config.buckets,
         edge_dim=config.hidden if edges else None,
         seed=seed,
     )
     last = seed == config.layers - 1
-    return GpsBlock(config.hidden, local_of(schema, config), scan, config.dropout, edges, last)
+    layout = GatedBlock if config.layout == "gated" else GpsBlock
+    return layout(config.hidden, local_of(schema, config), scan, config.dropout, edges, last)

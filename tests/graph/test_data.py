@@ -148,9 +148,10 @@ def test_what_pyg_gives_is_trained_on(name, monkeypatch, tmp_path):
     """One training step and one evaluation on graphs as PyG stores them."""
     from torch_geometric import datasets
 
+    from graph.batches import loader
     from graph.config import ModelConfig
     from graph.models import create_model
-    from graph.task import GraphTask, loader, score
+    from graph.task import GraphTask, score
 
     loader_name, fields = DOWNLOADED[name]
     kind = type("Stored", (TinySet,), {"graphs": (Data(edge_index=PATH, **fields),) * 4})
@@ -289,3 +290,28 @@ def test_unknown_sets_and_sizes():
         load_graphs("proteins")
     with pytest.raises(GraphError, match="khop_copy: graphs=2"):
         load_graphs("khop_copy", synthetic=SyntheticConfig(graphs=2))
+
+
+def test_batches_are_pygs():
+    """The same fields as PyG's own collate, for every kind of graph that is stored."""
+    from torch_geometric.data import Batch
+
+    from graph.batches import Graphs, collate
+    from graph.config import ModelConfig, SyntheticConfig
+    from graph.data import load_graphs
+    from graph.precompute import precompute
+
+    data = load_graphs("khop_copy", synthetic=SyntheticConfig(graphs=6, distance=2, size=9))
+    for name in ("gred", "graph_mamba"):
+        graphs = precompute(data.graphs, ModelConfig(name=name, encoding="rwse", encoding_size=3), bar=False)
+        for g in graphs:
+            g.edge_label_index = g.edge_index[:, :2]
+            g.extra = torch.tensor(float(g.num_nodes))
+        chosen = Graphs(graphs, [5, 0, 3])
+        numbers, batch = collate([chosen[i] for i in range(3)])
+        theirs = Batch.from_data_list([graphs[i] for i in (5, 0, 3)])
+        assert numbers.tolist() == [0, 1, 2]
+        assert batch.num_graphs == 3
+        assert set(batch.keys()) - {"num_nodes"} == set(theirs.keys()) - {"num_nodes"}
+        for key in list(theirs.keys()):
+            assert torch.equal(torch.as_tensor(batch[key]), torch.as_tensor(theirs[key])), key

@@ -16,6 +16,7 @@ LAYER_CASES = {
     **{f"ssm-{order}": lambda order=order: SSMConv(6, SMALL, order=order) for order in ORDERS},
     "ssm-one-way": lambda: SSMConv(6, SMALL, order="degree", bidirectional=False),
     "ssm-ensemble": lambda: SSMConv(6, SMALL, order="degree", ensemble=3),
+    "ssm-buckets": lambda: SSMConv(6, SMALL, order="degree", buckets=3),
     "ssm-edges": lambda: SSMConv(6, SMALL, edge_dim=3),
     "hops": lambda: HopConv(6, hops=4, d_state=5),
     "walks": lambda: WalkConv(6, SMALL, length=6, window=3),
@@ -150,7 +151,7 @@ def test_two_evaluations_are_equal(case, graphs):
     assert torch.equal(first, call(layer, graphs))
 
 
-@pytest.mark.parametrize("case", ["ssm-degree", "ssm-walk", "walks", "tokens"])
+@pytest.mark.parametrize("case", ["ssm-degree", "ssm-buckets", "ssm-walk", "walks", "tokens"])
 def test_training_draws_anew_and_by_the_seed(case, graphs):
     layer = build(case).train()
     torch.manual_seed(1)
@@ -190,6 +191,21 @@ def test_reset_parameters(case):
         assert p is tensors[name]
         constant = name.endswith(("A_log", ".D", "norm.weight", "norm.bias")) or name.startswith("step")
         assert constant or not torch.equal(p, before[name]), name
+
+
+def test_buckets_are_scanned_alone(graphs):
+    """Each part of each graph by itself, nodes in the order that they have in the whole."""
+    from graph.orders import buckets_of, visits
+
+    layer = build("ssm-buckets")
+    topology = Topology.of(graphs.edge_index, graphs.batch, len(graphs.x))
+    order, bucket, y = visits(topology, "degree"), buckets_of(topology, 3), call(layer, graphs)
+    assert bucket.unique().tolist() == [0, 1, 2]
+    for graph in range(len(graphs.sizes)):
+        for part in range(3):
+            mine = order[(topology.batch[order] == graph) & (bucket[order] == part)]
+            if len(mine):
+                torch.testing.assert_close(layer.mixer(graphs.x[mine][None])[0][0], y[mine], rtol=0, atol=1e-10)
 
 
 def test_one_call_without_a_topology(graphs):

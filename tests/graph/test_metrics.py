@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from graph.batches import by_size
 from graph.checks import GraphError
 from graph.config import Schema
 from graph.metrics import METRICS, evaluate, reciprocal_ranks
-from graph.task import by_size, loss_of, score
+from graph.task import loss_of, score
 
 CLASSES = np.array([[3.0, 1, 0], [0, 2, 1], [5, 1, 2], [0, 1, 9]])
 

@@ -90,6 +90,31 @@ def test_reset_parameters(name):
     assert [n for n, p in before.items() if torch.equal(now[n], p) and "step" not in n] == []
 
 
+def test_a_gated_scan_starts_as_message_passing_alone(graphs):
+    """The factor of the scan starts at 0 and has a gradient; with one that is not 0 the scan is heard."""
+    model = build("graph_mamba", layout="gated").train()
+    gates = [p for n, p in model.named_parameters() if n.endswith("gate")]
+    assert len(gates) == 2
+    call(model, graphs).square().sum().backward()
+    assert all(g.grad.abs().min() > 0 for g in gates)
+    model.eval()
+    before = call(model, graphs)
+    with torch.no_grad():
+        for p in model.blocks[0].glob.parameters():
+            p.mul_(2)
+        assert torch.equal(call(model, graphs), before)
+        gates[0].fill_(1)
+        assert not torch.allclose(call(model, graphs), before)
+    model.reset_parameters()
+    assert not gates[0].any()
+    new = torch.randperm(len(graphs.x), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        gates[1].fill_(1)
+    torch.testing.assert_close(call(model, graphs.relabelled(new)), call(model, graphs), rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="'none'"):
+        build("graph_mamba", layout="gated", local="none")
+
+
 def test_levels(graphs):
     nodes = build("gred", Schema(node=6, edge=3, out=5, level="node")).eval()
     assert call(nodes, graphs).shape == (36, 5)

@@ -250,10 +250,11 @@ def test_reach(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("k", "least"), [(3, 0.9)])
 def test_gred_copies_over_three_hops(k, least):
     """By construction one layer could; a short training finds it. Chance is 0.5; two rounds of GCN stay there."""
+    from graph.batches import loader
     from graph.data import load_graphs
     from graph.models import create_model
     from graph.precompute import precompute
-    from graph.task import GraphTask, loader, score_graphs
+    from graph.task import GraphTask, score_graphs
     from ssmcore.engine import make_optimizer
 
     data = load_graphs("khop_copy", synthetic=SyntheticConfig(graphs=300, distance=k, size=14), seed=0)

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
+from graph.batches import loader
 from graph.config import ModelConfig, SyntheticConfig
 from graph.data import GraphSet, load_graphs
 from graph.layers import SSMConv
 from graph.models import create_model
 from graph.orders import visits
 from graph.precompute import precompute
-from graph.task import GraphTask, loader, score_graphs
+from graph.task import GraphTask, score_graphs
 from graph.topology import Topology
 from ssmcore.engine import make_optimizer
 
