@@ -36,7 +36,10 @@ class Reseed(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """The step is counted in batches, so that accumulated batches differ too."""
         key = _mix(self.seed, trainer.current_epoch, batch_idx, _rank()[0])
-        torch.manual_seed(key)
+        if module.device.type == "cpu":
+            torch.default_generator.manual_seed(key)
+        else:  # every kind of device that is there; each costs the trace of a stack where it was never used
+            torch.manual_seed(key)
         np.random.seed(key % 2**32)  # noqa: NPY002
         random.seed(key)
 
@@ -63,9 +66,10 @@ class NonFiniteGuard(Callback):
         """Check the gradients; a loss scaler skips overflowing steps by itself."""
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
-        grads = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-        if grads and not torch.nn.utils.get_total_norm(grads.values()).isfinite():
-            raise NonFiniteError(self._sentence(trainer, _first_bad("gradient of", grads) or "the gradients"))
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if grads and not torch.nn.utils.get_total_norm(grads).isfinite():
+            named = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+            raise NonFiniteError(self._sentence(trainer, _first_bad("gradient of", named) or "the gradients"))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Never write a checkpoint with a bad weight over a good one."""
