@@ -6,7 +6,7 @@
 #include "native_common.h"
 
 #define BLOCK 4096 /* floats: 16 KiB in, 16 KiB out */
-#define CHAINS 16  /* independent multiply-adds in flight: more than latency times pipes of any CPU */
+#define CHAINS 12  /* independent multiply-adds in flight: more than latency times pipes, and they fit 16 registers with a and b */
 
 typedef struct {
     int64_t repeats, bytes;

@@ -53,12 +53,31 @@ INLINE vec reciprocal(vec x) {
     vec r = (vec)_mm512_rcp14_ps((__m512)x);
     return r * (2 - x * r);
 }
+#elif defined(__AVX2__) && !defined(SSM_DOUBLE)
+#include <immintrin.h>
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)mask); }
+INLINE vec at_least(vec x, real low) { return (vec)_mm256_max_ps((__m256)splat(low), (__m256)x); }
+INLINE vec at_most(vec x, real high) { return (vec)_mm256_min_ps((__m256)splat(high), (__m256)x); }
+/* 1/x for normal x: 12 bits, then the first three terms of 1/(1 - rest), right to the last digit. */
+INLINE vec reciprocal(vec x) {
+    vec r = (vec)_mm256_rcp_ps((__m256)x), rest = 1 - x * r;
+    return r + r * (rest + rest * rest);
+}
 #else
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 INLINE vec at_least(vec x, real low) { return choose(x < splat(low), splat(low), x); } /* a NaN stays a NaN */
 INLINE vec at_most(vec x, real high) { return choose(x > splat(high), splat(high), x); }
 INLINE vec reciprocal(vec x) { return 1 / x; }
 #endif
+
+/* A product that stays one: AMD's Zen adds on pipes of its own, which a fused multiply-add would leave idle. */
+INLINE vec product(vec a, vec b) {
+    vec v = a * b;
+#if defined(__znver1__) || defined(__znver2__) || defined(__znver3__) || defined(__znver4__) || defined(__znver5__)
+    __asm__("" : "+x"(v));
+#endif
+    return v;
+}
 
 /* Rows of channels: full vectors are read in place, the last ones lane by lane, the missing lanes as zeros. */
 INLINE vec load(const real *p, int lanes) {
@@ -82,58 +101,79 @@ INLINE real lane_max(vec v) {
     return m;
 }
 
-/* 2^u for |u| <= EXP2_LIMIT. The polynomial's constant is exactly 1: an error of 6e-8 there would compound in slow states.
- * float32: relative error 1.7e-7 at most, mean -2e-8. */
-INLINE vec exp2_small(vec u) {
-    vec rounded = u + ROUNDER;
-    vec r = u - (rounded - ROUNDER);
+/* Elementary functions work on `side` vectors at once, at most SIDE of them (a constant): each is a long chain of
+ * operations that wait for each other, and the chains of several vectors fill each other's gaps. */
+#define SIDE 4
+#define FOR_SIDE _Pragma("GCC unroll 8") for (int s = 0; s < side; ++s)
+
+/* u becomes 2^u, for |u| <= EXP2_LIMIT. The polynomial's constant is exactly 1: an error of 6e-8 there would compound in
+ * slow states. float32: relative error 1.7e-7 at most, mean -2e-8. */
+INLINE void exp2_side(vec *u, int side) {
 #ifdef SSM_DOUBLE
-    static const real taylor[] = {0.6931471805599453, 0.24022650695910072, 0.05550410866482158, 0.009618129107628477,
-                                  0.0013333558146428443, 0.0001540353039338161, 1.525273380405984e-05,
-                                  1.3215486790144307e-06, 1.0178086009239699e-07, 7.054911620801121e-09,
-                                  4.4455382718708106e-10, 2.567843599348820e-11, 1.3691488853904128e-12};
-    vec p = splat(taylor[12]);
-    for (int k = 11; k >= 0; --k) p = p * r + taylor[k];
+    static const real c[] = {1.3691488853904128e-12, 2.567843599348820e-11, 4.4455382718708106e-10, 7.054911620801121e-09,
+                             1.0178086009239699e-07, 1.3215486790144307e-06, 1.525273380405984e-05, 0.0001540353039338161,
+                             0.0013333558146428443, 0.009618129107628477, 0.05550410866482158, 0.24022650695910072,
+                             0.6931471805599453, 1};
 #else
-    vec p = splat(0.001326472731307149f);
-    p = p * r + 0.009671512991189957f;
-    p = p * r + 0.05550733581185341f;
-    p = p * r + 0.24022242426872253f;
-    p = p * r + 0.6931470036506653f;
+    static const real c[] = {0.001326472731307149f, 0.009671512991189957f, 0.05550733581185341f, 0.24022242426872253f,
+                             0.6931470036506653f, 1};
 #endif
-    p = p * r + 1;
-    return (vec)((ivec)p + ((ivec)rounded << MANTISSA_BITS));
+    vec whole[SIDE], rest[SIDE], p[SIDE];
+    FOR_SIDE whole[s] = u[s] + ROUNDER;
+    FOR_SIDE rest[s] = u[s] - (whole[s] - ROUNDER), p[s] = splat(c[0]);
+#pragma GCC unroll 16
+    for (int k = 1; k < (int)(sizeof c / sizeof *c); ++k) FOR_SIDE p[s] = p[s] * rest[s] + c[k];
+    FOR_SIDE u[s] = (vec)((ivec)p[s] + ((ivec)whole[s] << MANTISSA_BITS));
 }
+INLINE vec exp2_small(vec u) { return exp2_side(&u, 1), u; }
 INLINE vec exp2_any(vec u) { return exp2_small(at_most(at_least(u, -EXP2_LIMIT), EXP2_LIMIT)); }
 INLINE vec exp_any(vec u) { return exp2_any(u * (real)1.4426950408889634); }
 
-/* log(1 + e) for e in [0, 1], relative error 1e-7 in float32. */
-INLINE vec log1p_unit(vec e) {
+/* e becomes log(1 + e), for e in [0, 1], relative error 1e-7 in float32. */
+INLINE void log1p_side(vec *e, int side) {
 #ifdef SSM_DOUBLE
-    for (int i = 0; i < LANES; ++i) e[i] = log1p(e[i]);
-    return e;
+    FOR_SIDE for (int i = 0; i < LANES; ++i) e[s][i] = log1p(e[s][i]);
 #else
-    static const real c[] = {1.0f, -0.4999990463256836f, 0.33329981565475464f, -0.24954268336296082f, 0.19676473736763f,
-                             -0.15306851267814636f, 0.10605457425117493f, -0.05697495862841606f, 0.019858703017234802f,
-                             -0.0032454601023346186f};
-    vec p = splat(c[9]);
-    for (int k = 8; k >= 0; --k) p = p * e + c[k];
-    return p * e;
+    static const real c[] = {-0.0032454601023346186f, 0.019858703017234802f, -0.05697495862841606f, 0.10605457425117493f,
+                             -0.15306851267814636f, 0.19676473736763f, -0.24954268336296082f, 0.33329981565475464f,
+                             -0.4999990463256836f, 1.0f};
+    vec p[SIDE];
+    FOR_SIDE p[s] = splat(c[0]);
+#pragma GCC unroll 16
+    for (int k = 1; k < (int)(sizeof c / sizeof *c); ++k) FOR_SIDE p[s] = p[s] * e[s] + c[k];
+    FOR_SIDE e[s] *= p[s];
 #endif
 }
-/* exp(-|v|) */
-INLINE vec exp_minus_abs(vec v) {
-    return exp2_small(at_least(vabs(v) * (real)-1.4426950408889634, -EXP2_LIMIT));
+/* e gets exp(-|v|) */
+INLINE void exp_minus_abs_side(const vec *v, vec *e, int side) {
+    FOR_SIDE e[s] = at_least(product(vabs(v[s]), splat((real)-1.4426950408889634)), -EXP2_LIMIT);
+    exp2_side(e, side);
 }
 /* exp(v)/(1 + exp(v)) from e = exp(-|v|) */
 INLINE vec sigmoid_from(vec v, vec e) { return choose(v < (vec){0}, e, splat(1)) * reciprocal(1 + e); }
-INLINE vec sigmoid(vec v) { return sigmoid_from(v, exp_minus_abs(v)); }
-/* log(1 + exp(v)); *slope gets its derivative, the sigmoid of v. */
-INLINE vec softplus(vec v, vec *slope) {
-    vec e = exp_minus_abs(v);
-    *slope = sigmoid_from(v, e);
-    return at_least(v, 0) + log1p_unit(e);
+/* v becomes exp(v)/(1 + exp(v)) */
+INLINE void sigmoid_side(vec *v, int side) {
+    vec e[SIDE];
+    exp_minus_abs_side(v, e, side);
+    FOR_SIDE v[s] = sigmoid_from(v[s], e[s]);
 }
+INLINE vec sigmoid(vec v) { return sigmoid_side(&v, 1), v; }
+/* v becomes log(1 + exp(v)); slope, if any, gets its derivative, the sigmoid of v. */
+INLINE void softplus_side(vec *v, vec *slope, int side) {
+    vec e[SIDE];
+    exp_minus_abs_side(v, e, side);
+    if (slope) FOR_SIDE slope[s] = sigmoid_from(v[s], e[s]);
+    log1p_side(e, side);
+    FOR_SIDE v[s] = at_least(v[s], 0) + e[s];
+}
+INLINE vec softplus(vec v, vec *slope) { return softplus_side(&v, slope, 1), v; }
+/* The same over an array of `count` vectors. */
+#define ALONG(count, call) \
+    { \
+        int64_t k = 0; \
+        for (const int side = SIDE; k + side <= (count); k += side) call; \
+        for (const int side = 1; k < (count); k += side) call; \
+    }
 
 /* sin and cos of any angle that keeps its fraction in `real` (|x| up to about 1e4 in float32). */
 INLINE void sin_cos(vec x, vec *sine, vec *cosine) {

@@ -1,14 +1,9 @@
 /* The backward pass: a chunk's states again, then the adjoint recurrence. */
-#define SUM_STRIDE (CHUNK + 1) /* odd: a power of two would put every nth row on the same cache sets */
-typedef struct {
-    vec (*B)[PLANES], (*C)[PLANES]; /* [n][SUM_STRIDE] lane-wise partial sums of dB and dC */
-} partial;
-
-INLINE void scan_again(const problem *p, const place *q, tile *t, const vec *boundary, int64_t n, int many, int fast) {
+INLINE void scan_again(const problem *p, const place *q, tile *t, const vec *boundary, int64_t n, int many) {
     const real *B = b_row(p, q, n), *C = c_row(p, q, n);
     num A[MANY][WIDE], h[MANY][WIDE], a;
     FOR_MANY FOR_WIDE {
-        A[m][w] = rate(packed(p->A, p, q, n + m), w, fast), h[m][w] = get(boundary + m * PLANES * WIDE, w);
+        A[m][w] = get(packed(p->A, p, q, n + m), w), h[m][w] = get(boundary + m * PLANES * WIDE, w);
         put(t->h[0][m], w, h[m][w]);
     }
     for (int i = 0; i < q->steps; ++i) {
@@ -17,9 +12,9 @@ INLINE void scan_again(const problem *p, const place *q, tile *t, const vec *bou
             const vec dt = t->dt[i][w], u = t->u[i][w];
             vec y = {0};
             FOR_MANY {
-                h[m][w] = advance(p, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast), fast, &a);
+                h[m][w] = advance(p->rule, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w), &a);
                 put(t->a[i][m], w, a), put(t->h[i + 1][m], w, h[m][w]);
-                if (p->z) y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast), h[m][w]);
+                if (p->z) y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w), h[m][w]);
             }
             if (p->z) t->y[i][w] += y;
         }
@@ -28,7 +23,7 @@ INLINE void scan_again(const problem *p, const place *q, tile *t, const vec *bou
 
 /* The adjoint recurrence. g = dLoss/dh[t]; carry brings a[t+1] g[t+1] in and takes a[0] g[0] out. */
 INLINE void scan_back(const problem *p, const place *q, tile *t, vec *carry, vec *dA, vec *dB, vec *dC, partial sums,
-                      int64_t n, int many, int fast) {
+                      int64_t n, int many) {
     const int64_t stride = PLANES * WIDE;
     const real *b_rows = b_row(p, q, n), *c_rows = c_row(p, q, n);
     num A[MANY][WIDE], g[MANY][WIDE], gA[MANY][WIDE], gB[MANY][WIDE], gC[MANY][WIDE], after[MANY][WIDE];
@@ -46,29 +41,20 @@ INLINE void scan_back(const problem *p, const place *q, tile *t, vec *carry, vec
             const vec gy = t->gy[i][w], u = t->u[i][w], dt = t->dt[i][w];
             vec s1 = t->s1[i][w], s2 = t->s2[i][w];
             FOR_MANY {
-                num B = projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast);
-                num C = projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast);
+                num B = projection(p->B, p->constant_B, b, p, q, n + m, m, w);
+                num C = projection(p->C, p->constant_C, c, p, q, n + m, m, w);
                 num before = get(t->h[i][m], w), now = add(g[m][w], scale(gy, conj_of(C))), dB_now;
-                if (fast) {
-                    dB_now = scale(u, now);
-                    s1 += re_of_product(now, conj_of(B));
-                    g[m][w] = mul(now, conj_of(get(t->a[i][m], w)));
-                    num to_log = mul(g[m][w], conj_of(before));
-                    s2 += re_of_product(to_log, conj_of(A[m][w]));
-                    gA[m][w] = add(gA[m][w], scale(dt, to_log));
-                } else {
-                    step_rule s = coefficients(p->rule, dt, A[m][w], 1);
-                    num to_a = mul(now, conj_of(before)), to_w = scale(u, mul(now, conj_of(B)));
-                    dB_now = scale(u, mul(now, conj_of(s.w)));
-                    s1 += re_of_product(now, conj_of(mul(s.w, B)));
-                    s2 += re_of_product(to_a, conj_of(s.a_dt)) + re_of_product(to_w, conj_of(s.w_dt));
-                    gA[m][w] = add(gA[m][w], add(mul(to_a, conj_of(s.a_A)), mul(to_w, conj_of(s.w_A))));
-                    g[m][w] = mul(now, conj_of(s.a));
-                }
-                if (!fast && p->constant_B) gB[m][w] = add(gB[m][w], dB_now);
+                step_rule s = coefficients(p->rule, dt, A[m][w], 1);
+                num to_a = mul(now, conj_of(before)), to_w = scale(u, mul(now, conj_of(B)));
+                dB_now = scale(u, mul(now, conj_of(s.w)));
+                s1 += re_of_product(now, conj_of(mul(s.w, B)));
+                s2 += re_of_product(to_a, conj_of(s.a_dt)) + re_of_product(to_w, conj_of(s.w_dt));
+                gA[m][w] = add(gA[m][w], add(mul(to_a, conj_of(s.a_A)), mul(to_w, conj_of(s.w_A))));
+                g[m][w] = mul(now, conj_of(s.a));
+                if (p->constant_B) gB[m][w] = add(gB[m][w], dB_now);
                 else to_B[m] = add(to_B[m], dB_now);
                 num dC_now = scale(gy, conj_of(after[m][w]));
-                if (!fast && p->constant_C) gC[m][w] = add(gC[m][w], dC_now);
+                if (p->constant_C) gC[m][w] = add(gC[m][w], dC_now);
                 else to_C[m] = add(to_C[m], dC_now);
                 after[m][w] = before;
             }
@@ -78,22 +64,24 @@ INLINE void scan_back(const problem *p, const place *q, tile *t, vec *carry, vec
     }
     FOR_MANY FOR_WIDE {
         put(carry + m * stride, w, g[m][w]), put(dA + m * stride, w, gA[m][w]);
-        if (!fast && p->constant_B) put(dB + m * stride, w, add(get(dB + m * stride, w), gB[m][w]));
-        if (!fast && p->constant_C) put(dC + m * stride, w, add(get(dC + m * stride, w), gC[m][w]));
+        if (p->constant_B) put(dB + m * stride, w, add(get(dB + m * stride, w), gB[m][w]));
+        if (p->constant_C) put(dC + m * stride, w, add(get(dC + m * stride, w), gC[m][w]));
     }
 }
 
-static void read_gradient(const problem *p, const place *q, tile *t) {
+/* gy = dLoss/d(C h + D x), and what dz is a multiple of. */
+INLINE void read_gradient(const problem *p, const place *q, tile *t, int whole) {
+    if (p->z) read_gate(p, q, t, whole);
     for (int i = 0; i < q->steps; ++i) {
-        const real *dy_row = AT(dy, i);
+        const real *dy_row = AT(dy, i), *z_row = p->z ? AT(z, i) : NULL;
         FOR_WIDE {
-            vec gy = load(dy_row + w * LANES, q->lanes[w]);
-            if (p->z) {
-                vec z = load(AT(z, i) + w * LANES, q->lanes[w]);
-                t->gate[i][w] = sigmoid(z);
-                gy *= z * t->gate[i][w];
+            vec gy = READOUT * load(dy_row + w * LANES, LANES_OF(w));
+            if (z_row) {
+                const vec z = load(z_row + w * LANES, LANES_OF(w)), gate = t->gate[i][w];
+                t->to_z[i][w] = gy * gate * (1 + z * (1 - gate));
+                gy *= z * gate;
             }
-            t->gy[i][w] = READOUT * gy;
+            t->gy[i][w] = gy;
         }
     }
 }
@@ -101,24 +89,19 @@ static void read_gradient(const problem *p, const place *q, tile *t) {
 /* Routes share x and z, so all but the first add to the gradients of these. */
 INLINE void put_row(real *row, vec v, int lanes, int add) { store(row, add ? v + load(row, lanes) : v, lanes); }
 
-static void write_gradients(const problem *p, const place *q, tile *t, vec *dD, vec *dbias, int fast) {
+INLINE void write_gradients(const problem *p, const place *q, tile *t, vec *dD, vec *dbias, int plain, int whole) {
     vec skip[WIDE];
-    FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, q->lanes[w]) : (vec){0};
+    FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, LANES_OF(w)) : (vec){0};
     for (int i = 0; i < q->steps; ++i) {
         FOR_WIDE {
-            const int lanes = q->lanes[w];
+            const int lanes = LANES_OF(w);
             vec x = t->x[i][w], gy = t->gy[i][w] / READOUT, s1 = t->s1[i][w];
-            vec dx = skip[w] * gy + (fast ? t->dt[i][w] * s1 : s1);
-            vec ddt = (fast ? x * s1 + t->s2[i][w] : t->s2[i][w]) * t->slope[i][w];
+            vec dx = skip[w] * gy + (plain ? t->dt[i][w] * s1 : s1);
+            vec ddt = (plain ? x * s1 + t->s2[i][w] : t->s2[i][w]) * t->slope[i][w];
             put_row(GRADIENT(dx, p->dx_route, i) + w * LANES, dx, lanes, q->later && !p->dx_route);
             store(GRADIENT(ddt, p->ddt_route, i) + w * LANES, ddt, lanes);
             dD[w] += gy * x, dbias[w] += ddt;
-            if (p->z) {
-                vec z = load(AT(z, i) + w * LANES, lanes), gate = t->gate[i][w];
-                vec dy = load(AT(dy, i) + w * LANES, lanes);
-                vec dz = dy * READOUT * t->y[i][w] * gate * (1 + z * (1 - gate));
-                put_row(GRADIENT(dz, 0, i) + w * LANES, dz, lanes, q->later);
-            }
+            if (p->z) put_row(GRADIENT(dz, 0, i) + w * LANES, t->to_z[i][w] * t->y[i][w], lanes, q->later);
         }
     }
 }
@@ -173,6 +156,34 @@ static void flush_sums(const problem *p, const place *q, int64_t block, vec (*su
 
 static void *zeros(size_t bytes) { return memset(aligned(bytes), 0, bytes); }
 
+/* States n .. n + many - 1 of a tile, both sweeps. */
+INLINE void backward_states(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC,
+                            partial sums, int64_t n, int many, int plain) {
+    if (plain) {
+        if (p->z) plain_again(p, q, t, boundary, sums, n, many, 1);
+        else plain_again(p, q, t, boundary, sums, n, many, 0);
+        plain_back(p, q, t, carry, dA, sums, n, many);
+    } else {
+        scan_again(p, q, t, boundary, n, many);
+        scan_back(p, q, t, carry, dA, dB, dC, sums, n, many);
+    }
+}
+
+/* One tile of one chunk; every pointer is at this tile's part. */
+INLINE void tile_backward(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC,
+                          partial sums, vec *dD, vec *dbias, real limit, int whole) {
+    int plain = is_plain(p) && read_inputs(p, q, t, 1, 1, whole) * limit < EXP2_LIMIT;
+    if (!plain) read_inputs(p, q, t, 0, 1, whole);
+    read_gradient(p, q, t, whole);
+    for (int64_t n = 0; n < p->n; n += MANY) {
+        const int64_t at_n = n * PLANES * WIDE;
+        vec *dB_n = dB ? dB + at_n : NULL, *dC_n = dC ? dC + at_n : NULL;
+        if (n + MANY > p->n) backward_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, 1, plain);
+        else backward_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, MANY, plain);
+    }
+    write_gradients(p, q, t, dD, dbias, plain, whole);
+}
+
 static void backward_task(void *argument, int64_t index) {
     const problem *p = argument;
     const share s = share_of(p, index);
@@ -197,26 +208,11 @@ static void backward_task(void *argument, int64_t index) {
             for (int64_t local = 0; local < s.mine; ++local) {
                 const int64_t k = first + local, slot = route * s.mine + local;
                 set_tile(p, &q, k);
-                int fast = is_plain(p);
-                if (fast) fast = read_inputs(p, &q, t, 1, 1) * limits[slot] < EXP2_LIMIT;
-                if (!fast) read_inputs(p, &q, t, 0, 1);
-                read_gradient(p, &q, t);
                 const vec *boundary = (const vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + k) * size;
-                for (int64_t n = 0; n < p->n; n += MANY) {
-                    const int64_t at_n = n * PLANES * WIDE, from = k * size + at_n;
-                    vec *carry = carries + local * size + at_n, *dB_n = dB ? dB + from : NULL, *dC_n = dC ? dC + from : NULL;
-                    if (n + MANY > p->n) {
-                        scan_again(p, &q, t, boundary + at_n, n, 1, fast);
-                        scan_back(p, &q, t, carry, dA + from, dB_n, dC_n, sums, n, 1, fast);
-                    } else if (fast) {
-                        scan_again(p, &q, t, boundary + at_n, n, MANY, 1);
-                        scan_back(p, &q, t, carry, dA + from, dB_n, dC_n, sums, n, MANY, 1);
-                    } else {
-                        scan_again(p, &q, t, boundary + at_n, n, MANY, 0);
-                        scan_back(p, &q, t, carry, dA + from, dB_n, dC_n, sums, n, MANY, 0);
-                    }
-                }
-                write_gradients(p, &q, t, dD + slot * WIDE, dbias + slot * WIDE, fast);
+                vec *carry = carries + local * size, *dB_k = dB ? dB + k * size : NULL, *dC_k = dC ? dC + k * size : NULL;
+                vec *dD_k = dD + slot * WIDE, *dbias_k = dbias + slot * WIDE;
+                if (is_whole(&q)) tile_backward(p, &q, t, boundary, carry, dA + k * size, dB_k, dC_k, sums, dD_k, dbias_k, limits[slot], 1);
+                else tile_backward(p, &q, t, boundary, carry, dA + k * size, dB_k, dC_k, sums, dD_k, dbias_k, limits[slot], 0);
                 if (local + 1 == s.mine || (k + 1) % a_group == 0) {
                     if (!p->constant_B) flush_sums(p, &q, s.block, sums.B, p->dB);
                     if (!p->constant_C) flush_sums(p, &q, s.block, sums.C, p->dC);

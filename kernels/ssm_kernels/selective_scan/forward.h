@@ -1,17 +1,17 @@
 /* The forward pass. */
 /* States n .. n + many - 1 are scanned together, so that they share the loads of dt, u and y. */
-INLINE void scan_forward(const problem *p, const place *q, tile *t, vec *state, int64_t n, int many, int fast) {
+INLINE void scan_forward(const problem *p, const place *q, tile *t, vec *state, int64_t n, int many) {
     const real *B = b_row(p, q, n), *C = c_row(p, q, n);
     num A[MANY][WIDE], h[MANY][WIDE];
-    FOR_MANY FOR_WIDE A[m][w] = rate(packed(p->A, p, q, n + m), w, fast), h[m][w] = get(state + m * PLANES * WIDE, w);
+    FOR_MANY FOR_WIDE A[m][w] = get(packed(p->A, p, q, n + m), w), h[m][w] = get(state + m * PLANES * WIDE, w);
     for (int i = 0; i < q->steps; ++i) {
         const real *b = B + q->b_row[i], *c = C + q->c_row[i];
         FOR_WIDE {
             const vec dt = t->dt[i][w], u = t->u[i][w];
             vec y = t->y[i][w];
             FOR_MANY {
-                h[m][w] = advance(p, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w, fast), fast, NULL);
-                y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w, fast), h[m][w]);
+                h[m][w] = advance(p->rule, dt, u, A[m][w], h[m][w], projection(p->B, p->constant_B, b, p, q, n + m, m, w), NULL);
+                y += re_of_product(projection(p->C, p->constant_C, c, p, q, n + m, m, w), h[m][w]);
             }
             t->y[i][w] = y;
         }
@@ -19,19 +19,35 @@ INLINE void scan_forward(const problem *p, const place *q, tile *t, vec *state, 
     FOR_MANY FOR_WIDE put(state + m * PLANES * WIDE, w, h[m][w]);
 }
 
-static void write_output(const problem *p, const place *q, const tile *t) {
+INLINE void write_output(const problem *p, const place *q, tile *t, int whole) {
+    if (p->z) read_gate(p, q, t, whole);
     for (int i = 0; i < q->steps; ++i) {
         real *y_row = (real *)AT(y, i);
+        const real *z_row = p->z ? AT(z, i) : NULL;
         FOR_WIDE {
             vec y = READOUT * t->y[i][w];
-            if (p->z) {
-                vec z = load(AT(z, i) + w * LANES, q->lanes[w]);
-                y *= z * sigmoid(z);
-            }
-            if (q->later) y += load(y_row + w * LANES, q->lanes[w]);
-            store(y_row + w * LANES, y, q->lanes[w]);
+            if (z_row) y *= load(z_row + w * LANES, LANES_OF(w)) * t->gate[i][w];
+            if (q->later) y += load(y_row + w * LANES, LANES_OF(w));
+            store(y_row + w * LANES, y, LANES_OF(w));
         }
     }
+}
+
+/* One tile of one chunk. `limit`: the largest of its decays a unit of dt. */
+INLINE void tile_forward(const problem *p, const place *q, tile *t, vec *state, real limit, int whole) {
+    int plain = is_plain(p) && read_inputs(p, q, t, 1, 0, whole) * limit < EXP2_LIMIT;
+    if (!plain) read_inputs(p, q, t, 0, 0, whole);
+    for (int64_t n = 0; n < p->n; n += MANY, state += MANY * PLANES * WIDE) {
+        const int rest = n + MANY > p->n;
+        if (plain) {
+            if (rest) plain_forward(p, q, t, state, n, 1);
+            else plain_forward(p, q, t, state, n, MANY);
+        } else {
+            if (rest) scan_forward(p, q, t, state, n, 1);
+            else scan_forward(p, q, t, state, n, MANY);
+        }
+    }
+    write_output(p, q, t, whole);
 }
 
 static void forward_task(void *argument, int64_t index) {
@@ -54,16 +70,8 @@ static void forward_task(void *argument, int64_t index) {
                 memcpy((vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + first) * size, states, bytes);
             for (int64_t k = 0; k < s.mine; ++k) {
                 set_tile(p, &q, first + k);
-                vec *state = states + k * size;
-                int fast = is_plain(p);
-                if (fast) fast = read_inputs(p, &q, t, 1, 0) * limits[route * s.mine + k] < EXP2_LIMIT;
-                if (!fast) read_inputs(p, &q, t, 0, 0);
-                for (int64_t n = 0; n < p->n; n += MANY, state += MANY * PLANES * WIDE) {
-                    if (n + MANY > p->n) scan_forward(p, &q, t, state, n, 1, fast);
-                    else if (fast) scan_forward(p, &q, t, state, n, MANY, 1);
-                    else scan_forward(p, &q, t, state, n, MANY, 0);
-                }
-                write_output(p, &q, t);
+                if (is_whole(&q)) tile_forward(p, &q, t, states + k * size, limits[route * s.mine + k], 1);
+                else tile_forward(p, &q, t, states + k * size, limits[route * s.mine + k], 0);
             }
         }
         if (p->last) memcpy((vec *)p->last + packed_row, states, bytes);

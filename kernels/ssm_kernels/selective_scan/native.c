@@ -12,6 +12,7 @@
 #include "numbers.h"
 #include "rule.h"
 #include "tile.h"
+#include "plain.h"
 #include "forward.h"
 #include "backward.h"
 

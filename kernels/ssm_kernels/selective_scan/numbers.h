@@ -47,7 +47,6 @@ INLINE num decay_any(vec dt, num A) {
     sin_cos(dt * A.im, &s, &c);
     return num_of(size * c, size * s);
 }
-INLINE num decay_small(vec dt, num A2) { return decay_any(dt, A2); }
 #else
 INLINE num num_of(vec re) { return (num){re}; }
 INLINE num add(num a, num b) { return num_of(a.re + b.re); }
@@ -65,7 +64,6 @@ INLINE num get_sum(const vec *p) { return num_of(p[0]); }
 INLINE void put_sum(vec *p, num a) { p[0] = a.re; }
 INLINE num real_num(vec re) { return num_of(re); }
 INLINE num decay_any(vec dt, num A) { return num_of(exp_any(dt * A.re)); }
-INLINE num decay_small(vec dt, num A2) { return num_of(exp2_small(dt * A2.re)); } /* A2 = A log2(e) */
 #endif
 INLINE num inverse(num a) { return scale(1 / norm(a), conj_of(a)); }
 

@@ -52,3 +52,10 @@ INLINE step_rule coefficients(int64_t rule, vec dt, num A, int derivatives) {
     }
     return s;
 }
+
+/* One step of the recurrence; *decay gets a. */
+INLINE num advance(int64_t rule, vec dt, vec u, num A, num h, num B, num *decay) {
+    step_rule s = coefficients(rule, dt, A, 0);
+    if (decay) *decay = s.a;
+    return add(mul(s.a, h), scale(u, mul(s.w, B)));
+}

@@ -17,11 +17,16 @@ typedef struct {
 } problem;
 
 typedef struct {
-    vec dt[CHUNK][WIDE], u[CHUNK][WIDE], y[CHUNK][WIDE];
+    vec dt[CHUNK][WIDE], x[CHUNK][WIDE], u[CHUNK][WIDE], y[CHUNK][WIDE], gate[CHUNK][WIDE];
     /* backward only */
-    vec x[CHUNK][WIDE], slope[CHUNK][WIDE], gate[CHUNK][WIDE], gy[CHUNK][WIDE], s1[CHUNK][WIDE], s2[CHUNK][WIDE];
+    vec slope[CHUNK][WIDE], to_z[CHUNK][WIDE], gy[CHUNK][WIDE], s1[CHUNK][WIDE], s2[CHUNK][WIDE];
     vec a[CHUNK][MANY][PLANES * WIDE], h[CHUNK + 1][MANY][PLANES * WIDE];
 } tile;
+
+#define SUM_STRIDE (CHUNK + 1) /* odd: a power of two would put every nth row on the same cache sets */
+typedef struct {
+    vec (*B)[PLANES], (*C)[PLANES]; /* [n][SUM_STRIDE] lane-wise partial sums of dB and dC */
+} partial;
 
 typedef struct {
     int64_t batch, token[CHUNK], b_row[CHUNK], c_row[CHUNK]; /* of each step: its token, and where its B and C are */
@@ -39,6 +44,9 @@ INLINE const real *at(const real *base, int64_t batch, int64_t step, int64_t rou
 #define AT(name, i) at(p->name, p->name##_batch, p->name##_step, 0, q, i)                         /* the routes share it */
 #define AT_ROUTE(name, i) at(p->name, p->name##_batch, p->name##_step, p->name##_route, q, i)
 #define GRADIENT(name, route, i) ((real *)at(p->name, p->y_batch, p->y_step, route, q, i))
+/* Lanes of vector w; a constant where the tile is whole. */
+#define LANES_OF(w) (whole ? LANES : q->lanes[w])
+INLINE int is_whole(const place *q) { return q->width == TILE; }
 static void set_tile(const problem *p, place *q, int64_t index) {
     int64_t a_group = p->d / p->groups, local = index % tiles_a_group(p) * TILE;
     q->index = index, q->group = index / tiles_a_group(p);
@@ -77,31 +85,20 @@ static real largest_decay(const problem *p, const place *q) {
     return lane_max(m) * (real)1.4426950408889634;
 }
 
-/* A, ready for the decay of this path. */
-INLINE num rate(const vec *A_n, int w, int fast) {
-    return fast ? scale(splat((real)1.4426950408889634), get(A_n, w)) : get(A_n, w);
-}
 /* B or C of state n: constant per channel, or one number for all channels of the group. */
 INLINE num projection(const real *base, int64_t constant, const real *row, const problem *p, const place *q, int64_t n,
-                      int m, int w, int fast) {
-    return !fast && constant ? get(packed(base, p, q, n), w) : spread(row + m * PLANES);
-}
-/* One step of the recurrence; *decay gets a. */
-INLINE num advance(const problem *p, vec dt, vec u, num A, num h, num B, int fast, num *decay) {
-    num a, input;
-    if (fast) {
-        a = decay_small(dt, A), input = scale(u, B);
-    } else {
-        step_rule s = coefficients(p->rule, dt, A, 0);
-        a = s.a, input = scale(u, mul(s.w, B));
-    }
-    if (decay) *decay = a;
-    return add(mul(a, h), input);
+                      int m, int w) {
+    return constant ? get(packed(base, p, q, n), w) : spread(row + m * PLANES);
 }
 
 /* Rows are far apart, so the hardware does not see the next tile's inputs and this tile's outputs coming. */
-INLINE void prefetch_next(const real *row) { FOR_WIDE __builtin_prefetch(row + TILE + w * LANES); }
-INLINE void prefetch_write(const real *row) { FOR_WIDE __builtin_prefetch(row + w * LANES, 1); }
+#define CACHE_LINE ((int)(64 / sizeof(real)))
+INLINE void prefetch_next(const real *row) {
+    for (int k = 0; k < TILE; k += CACHE_LINE) __builtin_prefetch(row + TILE + k);
+}
+INLINE void prefetch_write(const real *row) {
+    for (int k = 0; k < TILE; k += CACHE_LINE) __builtin_prefetch(row + k, 1);
+}
 INLINE void prefetch_rows(const problem *p, const place *q, int i, int backward) {
     prefetch_next(AT_ROUTE(x, i)), prefetch_next(AT_ROUTE(dt, i));
     if (p->z) prefetch_next(AT(z, i));
@@ -114,25 +111,34 @@ INLINE void prefetch_rows(const problem *p, const place *q, int i, int backward)
     if (p->z) prefetch_write(GRADIENT(dz, 0, i));
 }
 
-/* Reads the tile's inputs; returns the largest |dt|. */
-INLINE real read_inputs(const problem *p, const place *q, tile *t, int fast, int backward) {
+/* Reads the tile's inputs; returns the largest |dt|. u is dt x in the plain case, else x. */
+INLINE real read_inputs(const problem *p, const place *q, tile *t, int plain, int backward, int whole) {
     vec bias[WIDE], skip[WIDE], most = {0};
-    FOR_WIDE bias[w] = p->bias ? load(p->bias + q->channel + w * LANES, q->lanes[w]) : (vec){0};
-    FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, q->lanes[w]) / READOUT : (vec){0};
+    FOR_WIDE bias[w] = p->bias ? load(p->bias + q->channel + w * LANES, LANES_OF(w)) : (vec){0};
+    FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, LANES_OF(w)) / READOUT : (vec){0};
     for (int i = 0; i < q->steps; ++i) {
         const real *dt_row = AT_ROUTE(dt, i), *x_row = AT_ROUTE(x, i);
-        FOR_WIDE {
-            vec x = load(x_row + w * LANES, q->lanes[w]), slope = splat(1);
-            vec dt = load(dt_row + w * LANES, q->lanes[w]) + bias[w];
-            if (p->softplus) dt = softplus(dt, &slope);
-            t->dt[i][w] = dt, t->u[i][w] = fast ? dt * x : x, t->y[i][w] = skip[w] * x;
-            vec size = vabs(dt);
-            most = choose(size <= most, most, size); /* a NaN becomes the largest */
-            if (backward) t->x[i][w] = x, t->slope[i][w] = slope, t->s1[i][w] = t->s2[i][w] = (vec){0};
-        }
+        FOR_WIDE t->dt[i][w] = load(dt_row + w * LANES, LANES_OF(w)) + bias[w];
+        FOR_WIDE t->x[i][w] = load(x_row + w * LANES, LANES_OF(w));
         prefetch_rows(p, q, i, backward);
     }
+    vec *dt = t->dt[0], *slope = t->slope[0];
+    if (p->softplus) ALONG(q->steps * WIDE, softplus_side(dt + k, backward ? slope + k : NULL, side))
+    else if (backward) ALONG(q->steps * WIDE, slope[k] = splat(1))
+    for (int i = 0; i < q->steps; ++i) FOR_WIDE {
+        const vec x = t->x[i][w], dt = t->dt[i][w], size = vabs(dt);
+        t->u[i][w] = plain ? dt * x : x, t->y[i][w] = skip[w] * x;
+        most = choose(size <= most, most, size); /* a NaN becomes the largest */
+        if (backward) t->s1[i][w] = t->s2[i][w] = (vec){0};
+    }
     return lane_max(most);
+}
+
+/* gate becomes z, then sigmoid(z). */
+INLINE void read_gate(const problem *p, const place *q, tile *t, int whole) {
+    for (int i = 0; i < q->steps; ++i) FOR_WIDE t->gate[i][w] = load(AT(z, i) + w * LANES, LANES_OF(w));
+    vec *gate = t->gate[0];
+    ALONG(q->steps * WIDE, sigmoid_side(gate + k, side))
 }
 
 /* The rows and tiles of task `index`; tasks are row group by channel block. A task does its tiles of every route, one route
