@@ -152,12 +152,38 @@ def other_cases() -> dict[str, Callable[[], Any]]:
             key = f"{name} {kind} recurrence"
             cases[f"{key} forward"] = functools.partial(recurrence.forward, a, b, h0, None, False)
             cases[f"{key} backward"] = functools.partial(recurrence.backward, b, h0, b, a, b, h0, None, False)
-    x, weight, bias, state = meta(8, 4096, 2048), meta(2048, 4), meta(2048), meta(8, 3, 2048)
+    x, state = meta(8, 4096, 2048, dtype=torch.bfloat16), meta(8, 3, 2048)
+    weight, bias = meta(2048, 4), meta(2048)
     cases["convolution forward"] = functools.partial(conv.forward, x, weight, bias, state, None, True, False)
     cases["convolution backward"] = functools.partial(
         conv.backward, x, state, x, weight, bias, state, None, True, False
     )
     return cases
+
+
+def chunked_cases() -> dict[str, Callable[[], Any]]:
+    """Launches of the matrix-valued scan by name: a Mamba-2 layer's, in the dtypes that there are."""
+    from .chunked_scan import triton
+
+    def both(dtype: torch.dtype, b: int, l: int, h: int, g: int, n: int, p: int) -> Callable[[], Any]:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def meta(*size: int, to: torch.dtype = dtype) -> Tensor:
+            return torch.empty(*size, dtype=to, device="meta")
+
+        q, v, decay, state = meta(b, l, g, n), meta(b, l, h, p), meta(b, l, h, to=wide), meta(b, h, n, p, to=wide)
+
+        def run() -> None:
+            triton.forward(q, q, v, decay, state, None, False, 64)
+            triton.backward(v, state, q, q, v, decay, state, None, False, 64)
+
+        return run
+
+    return {
+        "chunked scan": both(torch.bfloat16, 8, 4096, 32, 1, 128, 64),
+        "chunked scan, float32": both(torch.float32, 8, 4096, 32, 1, 128, 64),
+        "chunked scan, small, float64": both(torch.float64, 2, 50, 6, 3, 20, 12),
+    }
 
 
 def launches(run: Callable[[], Any]) -> list[tuple[Any, int, dict[str, Any]]]:
@@ -245,7 +271,7 @@ def compile_all(names: list[str] | None = None, capability: int = 90) -> list[Co
     Raises:
         ValueError: No such case.
     """
-    cases = {**selective_scan_cases(), **option_cases(), **other_cases()}
+    cases = {**selective_scan_cases(), **option_cases(), **other_cases(), **chunked_cases()}
     if unknown := set(names or ()) - set(cases):
         raise ValueError(f"offline: no case {sorted(unknown)}, expected some of {list(cases)}")
     return [

@@ -5,6 +5,7 @@ cut so that every multiprocessor has work. Pieces of a row stand in scan order. 
 its pieces follow from the program's index; packed and padded rows come with a table on the device.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,14 @@ class Pieces:
         )  # fmt: skip
 
 
+@functools.cache
+def schedulers(device: torch.device) -> int:
+    """How many warps the device can issue from at once; 0 where work need not be cut to fill it."""
+    if device.type != "cuda":
+        return 0
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def output(t: Tensor, rows: list[Row] | None, dtype: torch.dtype | None = None) -> Tensor:
     """A contiguous output of t's shape (..., b, l, d); zeros where rows leave steps out."""
     whole = rows is None or sum(row.length for row in rows) == t.shape[-3] * t.shape[-2]
@@ -98,12 +107,20 @@ def launch(op: str, kernel: Any, programs: int, warps: int, **named: Any) -> Non
         warps: Warps of a program.
         named: The kernel's arguments.
     Raises:
-        ValueError: More programs than a device can index.
+        ValueError: More programs or steps than a device can index.
     """
+    if named.get("length", 0) > MOST:
+        raise ValueError(f"{op}: the input has {named['length']} steps, the Triton kernels count up to {MOST}")
     if programs > MOST:
         raise ValueError(f"{op}: the problem needs {programs} Triton programs in one launch, expected at most {MOST}")
     if programs > 0:
         kernel[(programs,)](**named, num_warps=warps)
+
+
+@triton.jit
+def wide(i):
+    """i in 64 bits, for a product with a stride; in the interpreter the variable of a loop may be a plain number."""
+    return tl.full((), i, tl.int64)
 
 
 @triton.jit
@@ -149,14 +166,17 @@ def tokens_at(s, start, count, order, UNROLL: tl.constexpr, REVERSE: tl.constexp
 
 @triton.jit
 def rows_at(tokens, X, X_t, columns, mask):
-    """Rows of X, one for each token, a tuple; empty where X is None. mask None reads whole rows."""
+    """Rows of X, one for each token, a tuple; empty where X is None. mask None reads whole rows.
+
+    Columns are added first: a lane's address is then made once, and a token's row costs one product and one sum.
+    """
     rows = ()
     if X is not None:
         for i in tl.static_range(len(tokens)):
             if mask is None:
-                rows = rows + (tl.load(X + tokens[i] * X_t + columns),)
+                rows = rows + (tl.load((X + columns) + tokens[i] * X_t),)
             else:
-                rows = rows + (tl.load(X + tokens[i] * X_t + columns, mask=mask, other=0),)
+                rows = rows + (tl.load((X + columns) + tokens[i] * X_t, mask=mask, other=0),)
     return rows
 
 

@@ -1,5 +1,6 @@
 """The causal convolution on every backend that this machine has, against a float64 reference."""
 
+import os
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from ssm_kernels import causal_conv1d
 from ssm_kernels.causal_conv1d import op, reference
 
-BACKENDS = [name for name, probe in op.PROBES.items() if probe("cpu") is None]
+# SSM_TEST_DEVICE=cuda runs the same cases on a GPU.
+DEVICE = os.environ.get("SSM_TEST_DEVICE", "cpu")
+BACKENDS = [name for name, probe in op.PROBES.items() if probe(DEVICE) is None]
 LENGTHS = (0, 1, 2, 31, 32, 33, 197)
 WIDTHS = (1, 2, 3, 4, 5, 9, 40)
 NAMES = ("x", "weight", "bias", "initial_state")
@@ -20,7 +23,7 @@ def arguments(b=2, l=17, d=5, w=4, *, seed=0, dtype=torch.float64, bias=True, ro
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
 
     state = None if rows is None else normal(rows, w - 1, d)
     return dict(zip(NAMES, (normal(b, l, d), normal(d, w), normal(d) if bias else None, state), strict=True))
@@ -40,7 +43,9 @@ def gradients(tensors, call, seed=1):
     """Gradients of a random linear function of all outputs, by name."""
     leaves = {k: None if v is None else v.detach().clone().requires_grad_() for k, v in tensors.items()}
     generator = torch.Generator().manual_seed(seed)
-    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum() for t in call(leaves))
+    loss = sum(
+        (t * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(DEVICE)).sum() for t in call(leaves)
+    )
     names = [k for k, v in leaves.items() if v is not None]
     return dict(zip(names, torch.autograd.grad(loss, [leaves[k] for k in names], materialize_grads=True), strict=True))
 

@@ -1,5 +1,6 @@
 """The linear recurrence on every backend that this machine has, against a float64 reference; and associative scans."""
 
+import os
 from contextlib import nullcontext
 from itertools import pairwise
 from unittest.mock import patch
@@ -12,7 +13,9 @@ from ssm_kernels import associative_scan, linear_recurrence
 from ssm_kernels.associative_scan import affine
 from ssm_kernels.linear_recurrence import native, op, reference
 
-BACKENDS = [name for name, probe in op.PROBES.items() if probe("cpu") is None]
+# SSM_TEST_DEVICE=cuda runs the same cases on a GPU.
+DEVICE = os.environ.get("SSM_TEST_DEVICE", "cpu")
+BACKENDS = [name for name, probe in op.PROBES.items() if probe(DEVICE) is None]
 # The chunk-parallel form is taken where threads are idle; here it is forced, also on one thread and on short rows.
 FORMS = [*BACKENDS, *["native in 3 pieces"] * ("native" in BACKENDS)]
 LENGTHS = (0, 1, 2, 31, 32, 33, 197)
@@ -41,7 +44,7 @@ def arguments(b=2, l=17, d=5, *, seed=0, dtype=torch.float64, constant=False, ro
 
     a = normal(d) if constant else normal(b, l, d)
     a = 0.98 * a / (1 + a.abs()) * 1.2
-    return [t.to(dtype) for t in (a, normal(b, l, d), normal(rows, d))]
+    return [t.to(DEVICE, dtype) for t in (a, normal(b, l, d), normal(rows, d))]
 
 
 def oracle(a, b, h0=None, reverse=False):
@@ -53,10 +56,10 @@ def gradients(tensors, call, seed=1):
     """Gradients of a random linear function of all outputs."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     generator = torch.Generator().manual_seed(seed)
-    loss = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64, device=DEVICE)
     for t in call(*leaves):
         t = torch.view_as_real(t) if t.is_complex() else t
-        loss = loss + (t * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum()
+        loss = loss + (t * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(DEVICE)).sum()
     return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
 

@@ -239,6 +239,39 @@ class TestProperties:
         }
         close(run(padded, backend)[0], run(tensors, backend)[0], 1e-13)
 
+    @pytest.mark.parametrize("is_complex", [False, True])
+    @pytest.mark.parametrize("rule", reference.RULES)
+    def test_a_first_state_stands_for_its_multiples(self, backend, rule, is_complex):
+        tensors = arguments(n=3, rows=2, is_complex=is_complex)
+        tensors["A"] = tensors["A"][:, 0]
+        multiples = torch.arange(1, 4, device=DEVICE).double()
+
+        def spread(t):
+            return oracle({**t, "A": t["A"][:, None] * multiples}, rule=rule)
+
+        for actual, expected in zip(run(tensors, backend, rule=rule), spread(tensors), strict=True):
+            close(actual, expected, 1e-12)
+        actual, expected = gradients(tensors, lambda t: run(t, backend, rule=rule)), gradients(tensors, spread)
+        for name in actual:
+            close(actual[name], expected[name], 1e-11)
+
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_steps_of_low_rank(self, backend, bias):
+        tensors = arguments(d=5, rows=2)
+        generator = torch.Generator().manual_seed(7)
+        weight, low = (torch.randn(*size, generator=generator).double().to(DEVICE) for size in ((5, 3), (2, 17, 3)))
+        tensors |= dict(dt=low, dt_weight=weight, dt_bias=tensors["dt_bias"] if bias else None)
+
+        def projected(t):
+            rest = {k: v for k, v in t.items() if k != "dt_weight"}
+            return oracle({**rest, "dt": t["dt"] @ t["dt_weight"].T}, reverse=True)
+
+        for actual, expected in zip(run(tensors, backend, reverse=True), projected(tensors), strict=True):
+            close(actual, expected, 1e-12)
+        actual = gradients(tensors, lambda t: run(t, backend, reverse=True))
+        for name, expected in gradients(tensors, projected).items():
+            close(actual[name], expected, 1e-11)
+
     def test_zero_step_keeps_the_state(self, backend):
         tensors = arguments(rows=2)
         del tensors["dt_bias"]

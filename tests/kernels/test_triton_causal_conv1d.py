@@ -56,3 +56,12 @@ else:
 
     def test_single_precision():
         agree(5, 3, 4, dtype=torch.float32, tolerance=1e-5)
+
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_half_precision_is_read_and_written_as_it_is(dtype, tolerance, reverse):
+        results = both(19, 3, 4, b=1, rows=1, dtype=dtype, reverse=reverse)
+        for actual, expected in zip(*results, strict=True):
+            assert actual.dtype == expected.dtype
+            torch.testing.assert_close(actual.float(), expected.float(), rtol=tolerance, atol=tolerance)
+        assert [t.dtype for t in results[0]] == [dtype, torch.float32, dtype, dtype, dtype, dtype]

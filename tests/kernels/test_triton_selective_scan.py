@@ -152,6 +152,31 @@ if INTERPRETED:
             assert actual[name].dtype == dtype
             close(actual[name], wanted[name], 2 * tolerance)
 
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_one_exponential_for_all_states(reverse):
+        """A of the first state: decays are powers, in forward; with a padded state."""
+        tensors = arguments(b=1, l=6, d=3, n=3, rows=1)
+        tensors["A"] = tensors["A"][:, 0]
+
+        def spread(t):
+            return oracle({**t, "A": t["A"][:, None] * torch.arange(1, 4).double()}, reverse=reverse)
+
+        agree(tensors, lambda t: run(t, "triton", reverse=reverse), spread)
+
+    @pytest.mark.parametrize("rank", [3, 33])
+    def test_steps_of_low_rank(rank):
+        """Of a rank that the kernel projects by itself, and of one beyond."""
+        tensors = arguments(b=1, l=5, d=3, n=2, rows=1)
+        generator = torch.Generator().manual_seed(7)
+        low, weight = (torch.randn(*size, generator=generator).double() for size in ((1, 5, rank), (3, rank)))
+        tensors |= dict(dt=low, dt_weight=weight / rank)
+
+        def projected(t):
+            rest = {k: v for k, v in t.items() if k != "dt_weight"}
+            return oracle({**rest, "dt": t["dt"] @ t["dt_weight"].T})
+
+        agree(tensors, lambda t: run(t, "triton"), projected)
+
     def test_small_steps_keep_their_digits():
         """softplus of -9 is 1.2e-4: log of a rounded sum would be wrong in the fourth digit of it."""
         tensors = arguments(b=1, l=3, d=2, n=2, dtype=torch.float32, optional=False)

@@ -65,7 +65,9 @@ def causal_conv1d(
     """
     dtype = _check(x, weight, bias, activation, initial_state, cu_seqlens, lengths)
     chosen = backends.choose("causal_conv1d", backend, x.device.type, PROBES)
-    cast = (None if t is None else t.to(dtype) for t in (x, weight, bias, initial_state))
+    # Triton reads x in half precision as it comes, widens it in registers, and writes y and dx in the same.
+    own = x.dtype if chosen == "triton" and dtype == torch.float32 else dtype
+    cast = (x.to(own), *(None if t is None else t.to(dtype) for t in (weight, bias, initial_state)))
     y, last = torch.ops.ssm_kernels.causal_conv1d(*cast, cu_seqlens, lengths, activation == "silu", reverse, chosen)
     y = y.to(x.dtype)
     return (y, last) if return_last_state else y
@@ -95,7 +97,8 @@ def _check(x, weight, bias, activation, initial_state, cu_seqlens, lengths) -> t
 
 def _reference(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend):
     the_rows = rows_or_none("causal_conv1d", x, cu_seqlens, lengths)
-    return reference.causal_conv1d(x, weight, bias, initial_state, the_rows, silu, reverse)
+    y, last = reference.causal_conv1d(x.to(weight.dtype), weight, bias, initial_state, the_rows, silu, reverse)
+    return y.to(x.dtype), last
 
 
 def _rows(x: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
@@ -115,7 +118,7 @@ def _forward(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse,
 
 def _fake(x, weight, bias, initial_state, cu_seqlens, lengths, silu, reverse, backend):
     r = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return x.new_empty(x.shape), x.new_empty(r, weight.shape[1] - 1, x.shape[2])
+    return x.new_empty(x.shape), weight.new_empty(r, weight.shape[1] - 1, x.shape[2])
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:

@@ -35,8 +35,8 @@ class Call:
         launch("causal_conv1d", kernel, programs, 4, **self.named, **more)
 
     def filter(self, bias: Tensor | None, silu: bool, dy: Tensor | None, last: Tensor | None) -> Tensor:
-        """y, or with dy its gradient before the activation, shape (b, l, d); fills in the last state."""
-        y = output(self.x, self.rows)
+        """y, or with dy its gradient before the activation, wide, shape (b, l, d); fills in the last state."""
+        y = output(self.x, self.rows, None if dy is None else self.named["weight"].dtype)
         dy = dy if dy is None or dy.stride(2) == 1 else dy.contiguous()
         self.launch(
             forward_kernel, bias=None if bias is None else bias.contiguous(), dy=dy, y=y, last=last, SILU=silu,
@@ -49,7 +49,7 @@ class Call:
 def forward(x, weight, bias, initial_state, rows: list[Row] | None, silu: bool, reverse: bool) -> tuple[Tensor, Tensor]:
     """y (b, l, d) and the last state (rows, w - 1, d)."""
     call = Call(x, weight, initial_state, rows, reverse)
-    last = x.new_empty(call.pieces.count, weight.shape[1] - 1, x.shape[2])
+    last = weight.new_empty(call.pieces.count, weight.shape[1] - 1, x.shape[2])
     return call.filter(bias, silu, None, last), last
 
 
@@ -57,10 +57,10 @@ def backward(dy, dlast, x, weight, bias, initial_state, rows, silu: bool, revers
     """Gradients dx, dweight, dbias and dinitial_state; the last two where the input is given."""
     call = Call(x, weight, initial_state, rows, reverse)
     (d, w), count = weight.shape, call.pieces.count
-    dpre = x.new_zeros(x.shape) if dy is None else call.filter(bias, silu, dy, None)
+    dpre = weight.new_zeros(x.shape) if dy is None else call.filter(bias, silu, dy, None)
     dx = output(call.x, rows)
-    dweight, dbias = x.new_empty(count * call.t_blocks, w, d), x.new_empty(count * call.t_blocks, d)
-    dh0 = None if initial_state is None else x.new_empty(initial_state.shape)
+    dweight, dbias = weight.new_empty(count * call.t_blocks, w, d), weight.new_empty(count * call.t_blocks, d)
+    dh0 = None if initial_state is None else weight.new_empty(initial_state.shape)
     call.launch(
         backward_kernel, dpre=dpre, dlast=None if dlast is None else dlast.contiguous(), dx=dx, dh0=dh0,
         dweight=dweight, dbias=dbias, dx_b=dx.stride(0), dx_t=dx.stride(1),

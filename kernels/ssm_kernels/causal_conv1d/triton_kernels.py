@@ -27,6 +27,7 @@ def seen_at(q, x, x_t, h0, start, count, channels, real, d, width, REVERSE: tl.c
     t = start + count - 1 - s if REVERSE else start + s
     inside = ((s >= 0) & (s < count))[:, None] & real[None, :]
     value = tl.load(x + t.to(tl.int64)[:, None] * x_t + channels[None, :], mask=inside, other=0)
+    value = value.to(tl.float64 if value.dtype == tl.float64 else tl.float32)
     if h0 is not None:
         before = ((q >= 0) & (s < 0))[:, None] & real[None, :]
         value += tl.load(h0 + q[:, None] * d + channels[None, :], mask=before, other=0)
@@ -58,7 +59,7 @@ def forward_kernel(
     gate = sigmoid(total)
     if dy is not None:
         at = dy + batch * dy_b + t.to(tl.int64)[:, None] * dy_t + channels[None, :]
-        out = tl.load(at, mask=inside, other=0)
+        out = tl.load(at, mask=inside, other=0).to(total.dtype)
         if SILU:
             out = out * gate * (1 + total * (1 - gate))
     else:

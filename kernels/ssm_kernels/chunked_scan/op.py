@@ -3,7 +3,8 @@
     S[t] = T[t] S[t-1] + k[t] v[t]^T,   o[t] = S[t]^T q[t]
 
 b batch, l length, h heads, g groups of heads that share q and k, n key and p value width, r rows: batch items or packed
-segments. The backend "native" is chunks of matrix products in PyTorch, on every device; "reference" is the loop.
+segments. The backend "native" is chunks of matrix products in PyTorch, on every device; "triton" has kernels for one
+decay a head, or none, without the delta rule; "reference" is the loop.
 """
 
 import torch
@@ -17,8 +18,15 @@ from ..checks import FLOATS, Shapes, check_devices, check_dtype, compute_dtype
 from ..derivatives import register_differentiable
 from . import chunked, reference
 
-# Matrix products are native code that torch brings for each device.
-PROBES: dict[str, backends.Probe] = {"native": lambda device: None, "reference": backends.reference_probe}
+# Matrix products are native code that torch brings for each device: the best choice on a CPU, the second on a GPU.
+PROBES: dict[str, backends.Probe] = {
+    "native": lambda device: None,
+    "triton": backends.triton_probe,
+    "reference": backends.reference_probe,
+}
+VECTOR_PROBES = {**PROBES, "triton": lambda device: "its kernels have one decay a head, log_decay has one for each key"}
+DELTA_PROBES = {**PROBES, "triton": lambda device: "its kernels write without erasing, but beta is given"}
+GPU_PROBES = {name: PROBES[name] for name in ("triton", "native", "reference")}
 
 
 def chunked_scan(
@@ -61,7 +69,8 @@ def chunked_scan(
         reverse: Run from the last step to the first; the last state is then the one at the first step.
         return_last_state: Also return the last state.
         chunk: Steps that are computed at once, a power of two; changes rounding and speed only.
-        backend: "auto", "native" (matrix products, on every device) or "reference".
+        backend: "auto", "native" (matrix products, on every device), "triton" (without beta, with at most one decay a
+            head) or "reference".
     Returns:
         o, shape and dtype of v; with `return_last_state` also the last state, shape (r, h, n, p), float32 (float64
         when any input is).
@@ -71,11 +80,24 @@ def chunked_scan(
     Source: Dao & Gu 2024, Mamba-2, eq. 13; Yang et al. 2024, GLA, eq. 3; Yang et al. 2024, Gated DeltaNet, eq. 10.
     """
     dtype = _check(q, k, v, log_decay, beta, initial_state, cu_seqlens, lengths, chunk)
-    chosen = backends.choose("chunked_scan", backend, v.device.type, PROBES)
-    wide = (t if t is None else t.to(dtype) for t in (q, k, v, log_decay, beta, initial_state))
-    o, last = torch.ops.ssm_kernels.chunked_scan(*wide, cu_seqlens, lengths, reverse, chunk, chosen)
+    chosen = backends.choose("chunked_scan", backend, v.device.type, _probes(v.device.type, log_decay, beta))
+    # Triton reads q, k and v in half precision, where they are all in the same, and sums in float32.
+    given = dtype if chosen != "triton" or dtype == torch.float64 or not q.dtype == k.dtype == v.dtype else v.dtype
+    cast = [t.to(given) for t in (q, k, v)] + [
+        t if t is None else t.to(dtype) for t in (log_decay, beta, initial_state)
+    ]
+    o, last = torch.ops.ssm_kernels.chunked_scan(*cast, cu_seqlens, lengths, reverse, chunk, chosen)
     o = o.to(v.dtype)
     return (o, last) if return_last_state else o
+
+
+def _probes(device: str, log_decay: Tensor | None, beta: Tensor | None) -> dict[str, backends.Probe]:
+    """The backends that could do this, best first."""
+    if beta is not None:
+        return DELTA_PROBES
+    if log_decay is not None and log_decay.ndim == 4:
+        return VECTOR_PROBES
+    return PROBES if device == "cpu" else GPU_PROBES
 
 
 def _check(q, k, v, log_decay, beta, initial_state, cu_seqlens, lengths, chunk) -> torch.dtype:
@@ -101,28 +123,43 @@ def _check(q, k, v, log_decay, beta, initial_state, cu_seqlens, lengths, chunk) 
 
 
 def _reference(q, k, v, log_decay, beta, initial_state, cu_seqlens, lengths, reverse, chunk, backend):
-    the_rows = rows_or_none("chunked_scan", v, cu_seqlens, lengths)
-    return reference.chunked_scan(q, k, v, log_decay, beta, initial_state, the_rows, reverse)
+    the_rows, dtype = rows_or_none("chunked_scan", v, cu_seqlens, lengths), compute_dtype(v)
+    wide = (q.to(dtype), k.to(dtype), v.to(dtype))
+    o, last = reference.chunked_scan(*wide, log_decay, beta, initial_state, the_rows, reverse)
+    return o.to(v.dtype), last
+
+
+def _has_work(q: Tensor, v: Tensor) -> bool:
+    """Whether there is a state and a step at all: a kernel cannot be launched for none."""
+    return q.numel() > 0 and v.numel() > 0
 
 
 def _forward(q, k, v, log_decay, beta, initial_state, cu_seqlens, lengths, reverse, chunk, backend):
     the_rows = rows_or_none("chunked_scan", v, cu_seqlens, lengths)
+    if backend == "triton" and _has_work(q, v):
+        from . import triton
+
+        return triton.forward(q, k, v, log_decay, initial_state, the_rows, reverse, chunk)
     with torch.autocast(v.device.type, enabled=False):
         if backend != "native" or v.shape[1] == 1:  # of one step, the loop is the shortest way
-            return reference.chunked_scan(q, k, v, log_decay, beta, initial_state, the_rows, reverse)
+            return _reference(q, k, v, log_decay, beta, initial_state, cu_seqlens, lengths, reverse, chunk, backend)
         return chunked.chunked_scan(q, k, v, log_decay, beta, initial_state, the_rows, reverse, chunk)
 
 
 def _fake(q, k, v, log_decay, beta, initial_state, cu_seqlens, lengths, reverse, chunk, backend):
     r = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return v.new_empty(v.shape), v.new_empty(r, v.shape[2], q.shape[3], v.shape[3])
+    return v.new_empty(v.shape), v.new_empty(r, v.shape[2], q.shape[3], v.shape[3], dtype=compute_dtype(v))
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     cu_seqlens, lengths, reverse, chunk, backend = inputs[6:]
-    if backend != "native":
+    if backend == "reference" or (backend == "triton" and not _has_work(inputs[0], inputs[2])):
         return None
     the_rows = rows_or_none("chunked_scan", inputs[2], cu_seqlens, lengths)
+    if backend == "triton":
+        from . import triton
+
+        return triton.backward(*cotangents, *inputs[:4], inputs[5], the_rows, reverse, chunk)
 
     def run(*given: Tensor) -> tuple[Tensor, Tensor]:
         it = iter(given)

@@ -37,14 +37,15 @@ READ_AS_GIVEN = ("x", "dt", "z")
 
 def selective_scan(
     x: Float[Tensor, "b l d"],
-    dt: Float[Tensor, "b l d"],
-    A: Shaped[Tensor, "d n"],
+    dt: Float[Tensor, "b l d"] | Float[Tensor, "b l q"],
+    A: Shaped[Tensor, "d n"] | Shaped[Tensor, " d"],
     B: Shaped[Tensor, "b l n"] | Shaped[Tensor, "b l g n"] | Shaped[Tensor, "d n"],
     C: Shaped[Tensor, "b l n"] | Shaped[Tensor, "b l g n"] | Shaped[Tensor, "d n"],
     *,
     D: Float[Tensor, " d"] | None = None,
     z: Float[Tensor, "b l d"] | None = None,
     dt_bias: Float[Tensor, " d"] | None = None,
+    dt_weight: Float[Tensor, "d q"] | None = None,
     dt_softplus: bool = False,
     initial_state: Shaped[Tensor, "r d n"] | None = None,
     cu_seqlens: Int[Tensor, " r+1"] | None = None,
@@ -63,15 +64,19 @@ def selective_scan(
 
     Args:
         x: Input, shape (b, l, d), any float dtype.
-        dt: Step, in samples, shape (b, l, d); positive after `dt_bias` and `dt_softplus`.
+        dt: Step, in samples, shape (b, l, d); positive after `dt_bias` and `dt_softplus`. With `dt_weight` its low-rank
+            factor, shape (b, l, q).
         A: Diagonal of the state matrix, real part < 0 for a stable system, in 1/sample, shape (d, n). A complex A
-            stands for conjugate pairs: y = 2 Re(C . h).
+            stands for conjugate pairs: y = 2 Re(C . h). Shape (d,): the first state's alone, the others' being its
+            multiples, A[:, i] = (i + 1) A, as S4D-real starts; on a GPU one exponential a step and channel is enough.
         B: Input projection: varying, shape (b, l, n), or in g groups of d/g channels, shape (b, l, g, n); or constant,
             shape (d, n). Complex only with a complex A.
         C: Output projection, likewise.
         D: Skip weight, shape (d,).
         z: Gate, shape (b, l, d); the output is multiplied by silu(z).
         dt_bias: Added to dt before softplus, shape (d,).
+        dt_weight: The step is dt_weight dt, shape (d, q): a Mamba layer's projection of the step. Triton does it in the
+            forward scan itself where q <= 32 and rows are not cut: no (b, l, d) of steps is written or kept then.
         dt_softplus: Whether the step is softplus(dt + dt_bias).
         initial_state: h before the first step, shape (r, d, n); zeros when None. r is b, or the number of segments.
         cu_seqlens: Bounds of r packed sequences, rising from 0 to l, int32 or int64, shape (r + 1,); needs b = 1. The
@@ -91,17 +96,42 @@ def selective_scan(
     Source: Gu & Dao 2023, Mamba, Alg. 2 and eq. 4; "euler" as in the released code.
     """
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    _check_shapes(tensors, cu_seqlens, lengths)
+    _check_shapes(tensors, dt_weight, cu_seqlens, lengths)
+    if dt_weight is not None:
+        tensors = (*tensors[:7], with_weight("selective_scan", x, dt_bias, dt_weight), initial_state)
     y, last = scan("selective_scan", tensors, cu_seqlens, lengths, None, dt_softplus, reverse, rule, backend)
     return (y, last) if return_last_state else y
 
 
-def _check_shapes(tensors: Tensors, cu_seqlens: Tensor | None, lengths: Tensor | None) -> None:
+def with_weight(name: str, x: Tensor, dt_bias: Tensor | None, dt_weight: Tensor) -> Tensor:
+    """Bias and weight of a projected step as the operator takes them for its dt_bias, shape (..., d, 1 + q).
+
+    Args:
+        name: The front, for messages.
+        x: For its device.
+        dt_bias: Shape (..., d) or None.
+        dt_weight: Shape (..., d, q).
+    Raises:
+        ValueError: A dtype or device is wrong.
+    """
+    for key, t in (("dt_weight", dt_weight), ("dt_bias", dt_bias)):
+        if t is not None:
+            check_dtype(name, key, t, FLOATS)
+    check_devices(name, {"x": x, "dt_weight": dt_weight, "dt_bias": dt_bias})
+    bias = dt_weight.new_zeros(dt_weight.shape[:-1]) if dt_bias is None else dt_bias
+    return torch.cat([bias[..., None], dt_weight], -1)
+
+
+def _check_shapes(
+    tensors: Tensors, dt_weight: Tensor | None, cu_seqlens: Tensor | None, lengths: Tensor | None
+) -> None:
     op, shapes = "selective_scan", Shapes("selective_scan")
     x, dt, A, B, C, D, z, dt_bias, initial_state = tensors
     shapes.check("x", x, "b l d")
-    shapes.check("dt", dt, "b l d")
-    shapes.check("A", A, "d n")
+    if dt_weight is not None:
+        shapes.check("dt_weight", dt_weight, "d q")
+    shapes.check("dt", dt, "b l d" if dt_weight is None else "b l q")
+    shapes.check("A", A, "d n", "d")
     specs = {name: shapes.check(name, M, "b l n", "b l g n", "d n") for name, M in (("B", B), ("C", C))}
     for name, t, spec in (("D", D, "d"), ("z", z, "b l d"), ("dt_bias", dt_bias, "d")):
         if t is not None:
@@ -179,9 +209,49 @@ def check_order(order: Tensor, the_rows: list[rows.Row]) -> None:
             raise ValueError(f"routed_scan: order[{route}, {start}:{end}] is not a permutation of {start}..{end - 1}")
 
 
-def _has_work(dt: Tensor, A: Tensor) -> bool:
+def _has_work(dt: Tensor, B: Tensor) -> bool:
     """Whether there is a state and a step at all: a kernel cannot be launched for none."""
-    return dt.numel() > 0 and A.numel() > 0
+    return dt.numel() > 0 and B.numel() > 0
+
+
+def _is_first(A: Tensor, order: Tensor | None) -> bool:
+    """Whether A is the first state's alone, (d,) or with routes (k, d)."""
+    return A.ndim == (1 if order is None else 2)
+
+
+def _multiples(A: Tensor, B: Tensor, order: Tensor | None) -> Tensor:
+    """A of every state, (d, n) or with routes (k, d, n)."""
+    if not _is_first(A, order):
+        return A
+    return A[..., None] * torch.arange(1, B.shape[-1] + 1, dtype=A.real.dtype, device=A.device)
+
+
+def _is_projected(dt_bias: Tensor | None, order: Tensor | None) -> bool:
+    """Whether dt is the low-rank factor, and dt_bias a bias and a weight, (d, 1 + q) or with routes (k, d, 1 + q)."""
+    return dt_bias is not None and dt_bias.ndim == (2 if order is None else 3)
+
+
+def _full(tensors: Tensors, order: Tensor | None) -> Tensors:
+    """The operator's tensors with A of every state and a step for every channel."""
+    x, dt, A, B, C, D, z, dt_bias, initial_state = tensors
+    if _is_projected(dt_bias, order):
+        weight, dt_bias = dt_bias[..., 1:], dt_bias[..., 0]
+        dt = dt.to(weight.dtype) @ (weight if order is None else weight[:, None]).mT
+    return (x, dt, _multiples(A, B, order), B, C, D, z, dt_bias, initial_state)
+
+
+def _folded(grads: list[Tensor | None], tensors: Tensors, order: Tensor | None) -> list[Tensor]:
+    """From gradients of `_full` tensors those of the operator's own."""
+    dt, A, B, dt_bias = tensors[1], tensors[2], tensors[3], tensors[7]
+    if _is_first(A, order):
+        multiples = torch.arange(1, B.shape[-1] + 1, device=A.device)
+        grads[2] = (grads[2] * multiples).sum(-1).to(A.dtype)
+    if _is_projected(dt_bias, order):
+        step = grads[1].to(dt_bias.dtype)
+        weight = dt_bias[..., 1:] if order is None else dt_bias[:, None, :, 1:]
+        of_weight = torch.einsum("...bld,...blq->...dq", step, dt.to(step.dtype))
+        grads[1], grads[7] = (step @ weight).to(dt.dtype), torch.cat([grads[7][..., None], of_weight], -1)
+    return [g for g in grads if g is not None]
 
 
 def _rows(dt: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None) -> list[rows.Row]:
@@ -192,9 +262,8 @@ def _reference(
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
     the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
-    real = A.real.dtype
-    gate = None if z is None else z.to(real)
-    tensors: Tensors = (x.to(real), dt.to(real), A, B, C, D, gate, dt_bias, initial_state)
+    real, gate = A.real.dtype, None if z is None else z.to(A.real.dtype)
+    tensors = _full((x.to(real), dt.to(real), A, B, C, D, gate, dt_bias, initial_state), order)
     options: Tensors = (the_rows, dt_softplus, reverse, rule)
     if order is None:
         y, last = reference.selective_scan(*tensors, *options)
@@ -211,12 +280,17 @@ def _forward(
     if order is not None:
         check_order(order, _rows(dt, cu_seqlens, lengths))
     if backend == "native":
-        return native.forward(*tensors, order, _rows(dt, cu_seqlens, lengths), dt_softplus, reverse, rule, save)
-    if backend == "triton" and _has_work(dt, A):
+        return native.forward(
+            *_full(tensors, order), order, _rows(dt, cu_seqlens, lengths), dt_softplus, reverse, rule, save
+        )
+    if backend == "triton" and _has_work(dt, B):
         from . import triton
 
         the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
-        return triton.forward(*tensors, order, the_rows, dt_softplus, reverse, rule, save)
+        tensors = (x, dt, _multiples(A, B, order), *tensors[3:])
+        if _is_projected(dt_bias, order) and not triton.projects(tensors, order, the_rows):
+            tensors = _full(tensors, order)
+        return triton.forward(*tensors, order, the_rows, dt_softplus, reverse, rule, save, _is_first(A, order))
     return _reference(*tensors, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save)
 
 
@@ -225,33 +299,35 @@ def _fake(
 ):
     b, l = dt.shape[-3], dt.shape[-2]
     r = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    A = _multiples(A, B, order)
     shape: tuple[int, ...] = (0,)
     if backend == "native" and save:
         shape = native.boundaries_shape(A, b * l, r, native.groups_of(B, C, order))
-    if backend == "triton" and save and _has_work(dt, A):
+    if backend == "triton" and save and _has_work(dt, B):
         from . import triton
 
         shape = triton.boundaries_shape(A, dt.shape, r)
     last = (r, *A.shape) if order is None else (A.shape[0], r, *A.shape[1:])
-    return x.new_empty(dt.shape[-3:]), A.new_empty(last), A.real.new_empty(shape)
+    return x.new_empty(x.shape[-3:]), A.new_empty(last), A.real.new_empty(shape)
 
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     tensors, (cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, _) = inputs[:9], inputs[9:]
-    if backend == "reference" or (backend == "triton" and not _has_work(tensors[1], tensors[2])):
+    if backend == "reference" or (backend == "triton" and not _has_work(tensors[1], tensors[3])):
         return None
     dy, dlast, _ = cotangents
-    dt = tensors[1]
-    dy = dt.new_zeros(dt.shape[-3:]) if dy is None else dy
+    x, dt = tensors[:2]
+    dy = x.new_zeros(x.shape[-3:]) if dy is None else dy
+    full = _full(tensors, order)
     options = dict(order=order, dt_softplus=dt_softplus, reverse=reverse, rule=rule)
     if backend == "triton":
         from . import triton
 
         the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
-        grads = triton.backward(dy, dlast, saved[0], *tensors, rows=the_rows, **options)
+        grads = triton.backward(dy, dlast, saved[0], *full, rows=the_rows, **options)
     else:
-        grads = native.backward(dy, dlast, saved[0], *tensors, rows=_rows(dt, cu_seqlens, lengths), **options)
-    return [g for g in grads if g is not None]
+        grads = native.backward(dy, dlast, saved[0], *full, rows=_rows(dt, cu_seqlens, lengths), **options)
+    return _folded(list(grads), tensors, order)
 
 
 register_differentiable(

@@ -17,8 +17,8 @@ from . import op
 
 def routed_scan(
     x: Float[Tensor, "b l d"] | Float[Tensor, "k b l d"],
-    dt: Float[Tensor, "k b l d"],
-    A: Shaped[Tensor, "k d n"],
+    dt: Float[Tensor, "k b l d"] | Float[Tensor, "k b l q"],
+    A: Shaped[Tensor, "k d n"] | Shaped[Tensor, "k d"],
     B: Shaped[Tensor, "b l n"] | Shaped[Tensor, "k b l n"],
     C: Shaped[Tensor, "b l n"] | Shaped[Tensor, "k b l n"],
     order: Int[Tensor, "k l"],
@@ -26,6 +26,7 @@ def routed_scan(
     D: Float[Tensor, "k d"] | None = None,
     z: Float[Tensor, "b l d"] | None = None,
     dt_bias: Float[Tensor, "k d"] | None = None,
+    dt_weight: Float[Tensor, "k d q"] | None = None,
     dt_softplus: bool = False,
     cu_seqlens: Int[Tensor, " r+1"] | None = None,
     rule: str = "euler",
@@ -35,8 +36,10 @@ def routed_scan(
 
     Args:
         x: Input, shared by the k routes, shape (b, l, d), or each route's own, shape (k, b, l, d); any float dtype.
-        dt: Step, in samples, shape (k, b, l, d), in the order of the tokens as are x, B, C and z.
-        A: Diagonals of the state matrices, in 1/sample, shape (k, d, n); complex as in `selective_scan`.
+        dt: Step, in samples, shape (k, b, l, d), in the order of the tokens as are x, B, C and z; with `dt_weight` its
+            low-rank factor, shape (k, b, l, q).
+        A: Diagonals of the state matrices, in 1/sample, shape (k, d, n); complex, or of the first state alone, shape
+            (k, d), as in `selective_scan`.
         B: Input projection, shared, shape (b, l, n), or each route's own, shape (k, b, l, n).
         C: Output projection, likewise.
         order: For each route the token it visits at each step, a permutation of 0..l-1, int32 or int64, shape (k, l).
@@ -44,6 +47,7 @@ def routed_scan(
         D: Skip weight, shape (k, d).
         z: Gate, shape (b, l, d); the output is multiplied by silu(z).
         dt_bias: Added to dt before softplus, shape (k, d).
+        dt_weight: The step is dt_weight dt, shape (k, d, q), as in `selective_scan`.
         dt_softplus: Whether the step is softplus(dt + dt_bias).
         cu_seqlens: Bounds of packed rows, shape (r + 1,); needs b = 1. They cut the steps of every route, so each route
             must visit the tokens of one row after those of another.
@@ -57,9 +61,13 @@ def routed_scan(
     Source: Liu et al. 2024, VMamba, sec. 4.3 (cross-scan and cross-merge); Zhu et al. 2024, Vision Mamba, Alg. 1.
     """
     shapes = Shapes("routed_scan")
-    shapes.check("dt", dt, "k b l d")
+    if dt_weight is None:
+        shapes.check("dt", dt, "k b l d")
+    else:
+        shapes.check("dt", dt, "k b l q")
+        shapes.check("dt_weight", dt_weight, "k d q")
     shapes.check("x", x, "b l d", "k b l d")
-    shapes.check("A", A, "k d n")
+    shapes.check("A", A, "k d n", "k d")
     for name, t, *specs in (
         ("B", B, "b l n", "k b l n"), ("C", C, "b l n", "k b l n"), ("order", order, "k l"), ("D", D, "k d"),
         ("z", z, "b l d"), ("dt_bias", dt_bias, "k d"),
@@ -74,5 +82,7 @@ def routed_scan(
         raise ValueError("routed_scan: order has no route, expected shape (k, l) with k at least 1")
     if cu_seqlens is not None:
         check_rows(shapes, cu_seqlens, None)
+    if dt_weight is not None:
+        dt_bias = op.with_weight("routed_scan", x, dt_bias, dt_weight)
     tensors = (x, dt, A, B, C, D, z, dt_bias, None)
     return op.scan("routed_scan", tensors, cu_seqlens, None, order, dt_softplus, False, rule, backend)[0]

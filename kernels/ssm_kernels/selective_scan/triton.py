@@ -15,8 +15,12 @@ from .triton_forward import forward_kernel
 BLOCK_D = 32  # channels of a program: one a lane
 UNROLL = 4  # forward steps whose loads are under way together
 TILE = 2  # backward steps whose states are in registers together
-SPAN = 8  # backward steps between two states that are kept while they are walked back
+PART = 4  # backward steps between two states that are kept while their sub-tiles are walked back, in each ...
+SPAN = 8  # ... run of so many that is walked back from one state
+# Strides of a step that the backward kernel is told are equal, by the bits of EQUAL.
+ALIKE = [*((f"{name}_t", "x_t") for name in ("dt", "z", "dy", "dx", "ddt", "dz")), ("B_t", "row_t"), ("C_t", "row_t")]
 MOST_STATES = 1024  # of a channel: what the registers of a program hold
+MOST_RANK = 32  # of a projection to the steps within the scan
 
 
 def every_of(n: int) -> int:
@@ -48,7 +52,7 @@ class Problem:
     x: Tensor
     """(k or 1, b, l, d)."""
     dt: Tensor
-    """(k, b, l, d)."""
+    """(k, b, l, d), or with a weight (k, b, l, q)."""
     z: Tensor | None
     """(b, l, d)."""
     A: Tensor
@@ -59,6 +63,8 @@ class Problem:
     D: Tensor | None
     """(k, d)."""
     bias: Tensor | None
+    weight: Tensor | None
+    """(k, q, d): the step of a channel is the sum of the q numbers of dt by it."""
     order: Tensor | None
     """(k, l), or None where k = 1 and tokens are visited as they lie."""
     rows: list[Row] | None
@@ -95,17 +101,20 @@ class Problem:
 
         if order is None:
             dt, A = dt[None], A[None]
+        weight = None
+        if dt_bias is not None and dt_bias.ndim == A.ndim - (order is None):
+            weight, dt_bias = dt_bias[..., 1:].reshape(*A.shape[:2], -1).mT.contiguous(), dt_bias[..., 0]
         return cls(
             dense(x if x.ndim == 4 else x[None]), dense(dt), None if z is None else dense(z), A.mT.contiguous(),
-            projection(B), projection(C), dense_or_none(D), dense_or_none(dt_bias), dense_or_none(order), rows,
+            projection(B), projection(C), dense_or_none(D), dense_or_none(dt_bias), weight, dense_or_none(order), rows,
             softplus, reverse, rule,
         )  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """k, b, l, d, n."""
-        k, b, l, d = self.dt.shape
-        return k, b, l, d, self.A.shape[1]
+        n, d = self.A.shape[1:]
+        return (*self.dt.shape[:3], d, n)
 
     @property
     def groups(self) -> int:
@@ -180,12 +189,28 @@ def flipped(state: Tensor | None, order: Tensor | None) -> Tensor | None:
     return None if state is None else (state if order is not None else state[None]).mT.contiguous()
 
 
-def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule, save: bool):
-    """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`)."""
+def projects(tensors, order: Tensor | None, rows: list[Row] | None) -> bool:
+    """Whether `forward` takes dt as the low-rank factor of the steps; else it wants the steps."""
+    dt = tensors[1]
+    k, tokens = (1 if order is None else dt.shape[0]), dt.shape[-3] * dt.shape[-2]
+    count = dt.shape[-3] if rows is None else len(rows)
+    uncut = (
+        k > 1 or triton_long.steps_of(count, tokens, triton.cdiv(tensors[2].shape[-2], BLOCK_D), dt.device) >= tokens
+    )
+    return dt.shape[-1] <= MOST_RANK and uncut
+
+
+def forward(
+    x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softplus, reverse, rule, save: bool, powers=False
+):
+    """y (b, l, d), last state (rows, d, n) and the boundaries that `backward` wants (empty unless `save`).
+
+    powers: A[:, i] is (i + 1) A[:, 0], so that decays are the powers of the first state's.
+    """
     p = Problem.of(x, dt, A, B, C, D, z, dt_bias, order, rows, dt_softplus, reverse, rule)
     k, _, _, d, n = p.shape
     pieces, start, last = p.pieces(), flipped(initial_state, order), None
-    y = output(p.dt[0], rows, A.dtype if k > 1 else x.dtype)
+    y = output(p.x[0], rows, A.dtype if k > 1 else x.dtype)
     boundaries = A.new_empty(boundaries_shape(A, dt.shape, pieces.rows) if save else (0,))
     if not pieces.whole_rows:
         start, last = triton_long.states_at_pieces(p, pieces, start, None)
@@ -194,6 +219,7 @@ def forward(x, dt, A, B, C, D, z, dt_bias, initial_state, order, rows, dt_softpl
         "selective_scan", forward_kernel, pieces.count * p.blocks, warps_of(n, 32),
         **p.inputs(), **p.widths(), **p.options(), **pieces.named, slots=p.slots, h0=start, y=y, last=ends,
         boundaries=boundaries if save else None, **strides("y", y), UNROLL=UNROLL if n <= 16 else 2,
+        POWERS=powers and rule == "euler", weight=p.weight, RANK=0 if p.weight is None else p.weight.shape[1],
     )  # fmt: skip
     last = (ends if last is None else last).mT.contiguous()
     return y.to(x.dtype), last[0] if order is None else last, boundaries
@@ -220,12 +246,16 @@ def backward(
         None if M.ndim == 2 else output(A.new_empty(()).expand(p.blocks_a_group, k, b, l, p.groups * n), rows)
         for M in (B, C)
     )
+    named = dict(
+        **p.inputs(), row_t=p.groups * n, **strides("dy", dy), **strides("dx", dx), **strides("ddt", ddt),
+        **strides("dz", dz),
+    )  # fmt: skip
+    equal = sum(1 << bit for bit, (one, other) in enumerate(ALIKE) if named[one] == named[other])
     launch(
         "selective_scan", backward_kernel, pieces.count * p.blocks, warps_of(n, 16 if n <= 32 else 8),
-        **p.inputs(), **p.widths(), **p.options(), **pieces.named, slots=p.slots, boundaries=boundaries, dy=dy, dlast=g,
+        **named, **p.widths(), **p.options(), **pieces.named, slots=p.slots, boundaries=boundaries, dy=dy, dlast=g,
         dx=dx, ddt=ddt, dz=dz, dA=dA, dB=dB, dC=dC, dB0=dB0, dC0=dC0, dD=dD, dbias=dbias, dh0=at_start,
-        row_t=p.groups * n, tokens=b * l, **strides("dy", dy), **strides("dx", dx), **strides("ddt", ddt),
-        **strides("dz", dz), TILE=TILE, SPAN=SPAN, SHARED_X=shared,
+        tokens=b * l, EQUAL=equal, TILE=TILE if rule == "euler" else 1, PART=PART, SPAN=SPAN, SHARED_X=shared,
     )  # fmt: skip
     dh0 = at_start if dh0 is None else dh0
     per_route = (dA.sum(1).mT, dD.sum(1), dbias.sum(1))

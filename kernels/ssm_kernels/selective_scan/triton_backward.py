@@ -6,15 +6,15 @@
 One program walks one piece of a row backwards for one block of channels, a warp holding 32 channels by all states: a
 lane has four neighbouring channels and a quarter of the states, so that sums over states and over channels are both
 short exchanges within the warp, and nothing waits for another warp. Between two boundaries the states are computed
-again: first to the start of every sub-tile, then, sub-tile after sub-tile from the last, with decays and states kept in
-registers for the steps that go back. Sums over the channels of other blocks are written apart and added in a fixed
-order, so that the gradients are the same bits in every run.
+again: to the start of a span, of a part of it, of a sub-tile, and then, sub-tile after sub-tile from the last, with
+decays and states kept in registers for the steps that go back. Sums over the channels of other blocks are written apart
+and added in a fixed order, so that the gradients are the same bits in every run.
 """
 
 import triton
 import triton.language as tl
 
-from ..triton_common import LN2, LOG2E, piece_at, rows_at, sigmoid, tokens_at
+from ..triton_common import LN2, LOG2E, piece_at, rows_at, sigmoid, tokens_at, wide
 from .triton_forward import (
     add_or_store,
     advance,
@@ -128,21 +128,21 @@ def go_back(
             gate = zs[i].to(A2.dtype)
             sig = sigmoid(gate)
             y = tl.sum(Ci * hs[i + 1], axis=0) + skip * xs[i]
-            add_or_store(dz + t * dz_t + channels, gy * y * sig * (1 + gate * (1 - sig)), real & within, later, ADDS)
+            add_or_store((dz + channels) + t * dz_t, gy * y * sig * (1 + gate * (1 - sig)), real & within, later, ADDS)
             gy = gy * gate * sig
         g, dxi, ddti, dAi, dBi, dCi = adjoint_step(g, hs[i], hs[i + 1], A2, dts[i], xs[i], gy, Bi, Ci, RULE, DOUBLE)
-        add_or_store(dx + t * dx_t + channels, dxi + skip * gy, real & within, later, X_ADDS)
+        add_or_store((dx + channels) + t * dx_t, dxi + skip * gy, real & within, later, X_ADDS)
         ddti = tl.where(within, ddti * slope[i], 0)
-        add_or_store(ddt + t * ddt_t + channels, ddti, real & within, later, False)
+        add_or_store((ddt + channels) + t * ddt_t, ddti, real & within, later, False)
         dA, dD, dbias = dA + dAi, dD + gy * xs[i], dbias + ddti
         if B is None:
             dB_fixed += dBi
         else:
-            tl.store(dB + t * row_t + states, tl.sum(dBi, axis=1), mask=full & within)
+            tl.store((dB + states) + t * row_t, tl.sum(dBi, axis=1), mask=full & within)
         if C is None:
             dC_fixed += dCi
         else:
-            tl.store(dC + t * row_t + states, tl.sum(dCi, axis=1), mask=full & within)
+            tl.store((dC + states) + t * row_t, tl.sum(dCi, axis=1), mask=full & within)
     return g, dA, dB_fixed, dC_fixed, dD, dbias
 
 
@@ -150,10 +150,11 @@ def go_back(
 def backward_piece(
     sums, boundaries, slot, start, count, order, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, dy, dy_t, dx, dx_t, ddt,
     ddt_t, dz, dz_t, dB, dC, row_t, B_fixed, C_fixed, A2, skip, shift, channels, real, states,
-    exists, full, d, n, later, ADDS: tl.constexpr, X_ADDS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
-    EVERY: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, DOUBLE: tl.constexpr,
+    exists, full, d, n, later, ADDS: tl.constexpr, X_ADDS: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
+    SPAN: tl.constexpr, EVERY: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    """All steps of a piece from the last, span after span: the state at its start, then its sub-tiles."""
+    """All steps of a piece from the last: the state at the start of a span, of a part of it, then its sub-tiles."""
     spans = tl.cdiv(count, SPAN)
     for j in range(spans):
         span = (spans - 1 - j) * SPAN
@@ -163,17 +164,23 @@ def backward_piece(
             before, chunk * EVERY, (span - chunk * EVERY) // TILE, start, count, order, x, x_t, dt, dt_t, B, B_t,
             B_fixed, A2, shift, channels, real, states, full, TILE, RULE, SOFTPLUS, REVERSE, DOUBLE,
         )  # fmt: skip
-        for k in range(SPAN // TILE):
-            tiles = SPAN // TILE - 1 - k
-            h = replay(
-                before, span, tiles, start, count, order, x, x_t, dt, dt_t, B, B_t, B_fixed, A2, shift,
+        for i in range(SPAN // PART):
+            part = span + (SPAN // PART - 1 - i) * PART
+            middle = replay(
+                before, span, (part - span) // TILE, start, count, order, x, x_t, dt, dt_t, B, B_t, B_fixed, A2, shift,
                 channels, real, states, full, TILE, RULE, SOFTPLUS, REVERSE, DOUBLE,
             )  # fmt: skip
-            sums = go_back(
-                sums, h, span + tiles * TILE, start, count, order, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, dy, dy_t,
-                dx, dx_t, ddt, ddt_t, dz, dz_t, dB, dC, row_t, B_fixed, C_fixed, A2, skip, shift, channels, real,
-                states, full, later, ADDS, X_ADDS, TILE, RULE, SOFTPLUS, REVERSE, DOUBLE,
-            )  # fmt: skip
+            for k in range(PART // TILE):
+                tiles = PART // TILE - 1 - k
+                h = replay(
+                    middle, part, tiles, start, count, order, x, x_t, dt, dt_t, B, B_t, B_fixed, A2, shift,
+                    channels, real, states, full, TILE, RULE, SOFTPLUS, REVERSE, DOUBLE,
+                )  # fmt: skip
+                sums = go_back(
+                    sums, h, part + tiles * TILE, start, count, order, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, dy,
+                    dy_t, dx, dx_t, ddt, ddt_t, dz, dz_t, dB, dC, row_t, B_fixed, C_fixed, A2, skip, shift, channels,
+                    real, states, full, later, ADDS, X_ADDS, TILE, RULE, SOFTPLUS, REVERSE, DOUBLE,
+                )  # fmt: skip
     return sums
 
 
@@ -184,15 +191,31 @@ def backward_kernel(
     table, length, per_row, piece_steps, row_slots, pieces, slots, d, a_group, blocks, blocks_a_group, row_t, tokens,
     x_r, x_b, x_t, dt_r, dt_b, dt_t, z_b, z_t, B_r, B_b, B_t, B_g, C_r, C_b, C_t, C_g, dy_b, dy_t,
     dx_r, dx_b, dx_t, ddt_r, ddt_b, ddt_t, dz_b, dz_t,
-    n: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
-    EVERY: tl.constexpr, ROUTES: tl.constexpr, SHARED_X: tl.constexpr,
+    n: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
+    SPAN: tl.constexpr, EVERY: tl.constexpr, ROUTES: tl.constexpr, SHARED_X: tl.constexpr, EQUAL: tl.constexpr,
     RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one piece and block of channels, route after route; arrays as in `forward_kernel`.
 
     (n, d) and (d,) gradients are a slice for each route and piece. dB and dC are (blocks of a group, ROUTES, tokens, g,
-    n) with the rows of a token `row_t` long.
+    n) with the rows of a token `row_t` long. EQUAL says which strides are equal, a bit each: they share their products.
     """
+    if EQUAL & 1:
+        dt_t = x_t
+    if EQUAL & 2:
+        z_t = x_t
+    if EQUAL & 4:
+        dy_t = x_t
+    if EQUAL & 8:
+        dx_t = x_t
+    if EQUAL & 16:
+        ddt_t = x_t
+    if EQUAL & 32:
+        dz_t = x_t
+    if EQUAL & 64:
+        B_t = row_t
+    if EQUAL & 128:
+        C_t = row_t
     p = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     channels, real, group = channels_of(block, a_group, blocks_a_group, BLOCK_D)
@@ -204,26 +227,27 @@ def backward_kernel(
     if z is not None:
         z, dz = z + batch * z_b, dz + batch * dz_b
     if B is not None:
-        B += batch * B_b + group * B_g
+        B += batch * B_b + wide(group) * B_g
     if C is not None:
-        C += batch * C_b + group * C_g
+        C += batch * C_b + wide(group) * C_g
     for route in range(ROUTES):
+        at = wide(route)
         own = route * pieces + p
-        rows = (((block % blocks_a_group) * ROUTES + route) * tokens + batch * length) * row_t + group * n
+        rows = ((wide(block % blocks_a_group) * ROUTES + route) * tokens + batch * length) * row_t + group * n
         A2 = load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E
         shift = load_channels(bias, route * d + channels, real, DOUBLE)
         zero, nothing = tl.zeros_like(A2), tl.zeros_like(shift)
         g, sum_A, sum_B, sum_C, sum_D, sum_bias = backward_piece(
             (load_state(dlast, own * n, d, channels, states, exists, DOUBLE), zero, zero, zero, nothing, nothing),
             boundaries, route * slots + slot, start, count, order if order is None else order + route * length,
-            x + route * x_r, x_t, dt + route * dt_r, dt_t, z, z_t,
-            B if B is None else B + route * B_r, B_t, C if C is None else C + route * C_r, C_t, dy, dy_t,
-            dx + route * dx_r, dx_t, ddt + route * ddt_r, ddt_t, dz, dz_t,
+            x + at * x_r, x_t, dt + at * dt_r, dt_t, z, z_t,
+            B if B is None else B + at * B_r, B_t, C if C is None else C + at * C_r, C_t, dy, dy_t,
+            dx + at * dx_r, dx_t, ddt + at * ddt_r, ddt_t, dz, dz_t,
             dB if B is None else dB + rows, dC if C is None else dC + rows, row_t,
             load_state(B0, route * n, d, channels, states, exists, DOUBLE),
             load_state(C0, route * n, d, channels, states, exists, DOUBLE), A2,
             load_channels(D, route * d + channels, real, DOUBLE), shift, channels, real, states, exists, full, d, n,
-            route > 0, ROUTES > 1, SHARED_X, TILE, SPAN, EVERY, RULE, SOFTPLUS, REVERSE, DOUBLE,
+            route > 0, ROUTES > 1, SHARED_X, TILE, PART, SPAN, EVERY, RULE, SOFTPLUS, REVERSE, DOUBLE,
         )  # fmt: skip
         store_state(dA, own * n, d, channels, states, exists, sum_A)
         if B is None:

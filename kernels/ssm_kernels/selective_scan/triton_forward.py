@@ -10,7 +10,7 @@ computed. States and A are stored as (n, d).
 import triton
 import triton.language as tl
 
-from ..triton_common import LN2, LOG2E, piece_at, rows_at, sigmoid, softplus, tokens_at
+from ..triton_common import LN2, LOG2E, piece_at, rows_at, sigmoid, softplus, tokens_at, wide
 
 
 @triton.jit
@@ -87,8 +87,13 @@ def time_step(raw, shift, SOFTPLUS: tl.constexpr, DOUBLE: tl.constexpr):
 
 @triton.jit
 def advance(h, A2, dt, x, B, RULE: tl.constexpr, DOUBLE: tl.constexpr):
-    """One step of the state, (N, BLOCK_D), from B, (N, 1) or (N, BLOCK_D); returns it and the decay."""
+    """One step of the state, (N, BLOCK_D), from B, (N, 1) or (N, BLOCK_D); returns it and the decay.
+
+    A2 of one row stands for its multiples: the decays are powers of the first, one exponential for all of them.
+    """
     a, w = decay_and_weight(dt, A2, RULE, DOUBLE)
+    if A2.shape[0] != h.shape[0]:
+        a = tl.cumprod(tl.broadcast_to(a, h.shape), axis=0)
     if RULE == "euler":
         h = a * h + (dt * x)[None, :] * B
     else:
@@ -98,14 +103,23 @@ def advance(h, A2, dt, x, B, RULE: tl.constexpr, DOUBLE: tl.constexpr):
 
 @triton.jit
 def forward_steps(
-    h, y, y_t, tokens, xs, dts, zs, B, B_t, C, C_t, B_fixed, C_fixed, A2, skip, shift, channels, real, states, full,
+    h, y, y_t, tokens, xs, dts, zs, low, low_t, weight, ranks, ranked, B, B_t, C, C_t, B_fixed, C_fixed, A2, skip,
+    shift, channels, real, states, full,
     later, ADDS: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    """The steps of some tokens whose x, dt and z are given: writes y, or adds to it, and returns the state."""
+    """The steps of some tokens whose x, dt and z are given: writes y, or adds to it, and returns the state.
+
+    Where `low` is not None, the steps are its rows, of the `ranks` that are `ranked`, times `weight` (R, BLOCK_D).
+    """
     Bs, Cs = rows_at(tokens, B, B_t, states, full), rows_at(tokens, C, C_t, states, full)
+    lows = rows_at(tokens, low, low_t, ranks, ranked)
     ys = ()
     for i in tl.static_range(len(tokens)):
-        dt, _ = time_step(dts[i], shift, SOFTPLUS, DOUBLE)
+        if low is None:
+            raw = dts[i]
+        else:
+            raw = tl.sum(weight * lows[i].to(weight.dtype)[:, None], axis=0)
+        dt, _ = time_step(raw, shift, SOFTPLUS, DOUBLE)
         x = xs[i].to(dt.dtype)
         h, _ = advance(h, A2, dt, x, B_fixed if B is None else Bs[i][:, None], RULE, DOUBLE)
         out = tl.sum((C_fixed if C is None else Cs[i][:, None]) * h, axis=0) + skip * x
@@ -114,7 +128,7 @@ def forward_steps(
             out = out * z * sigmoid(z)
         ys = ys + (out,)
     for i in tl.static_range(len(tokens)):
-        add_or_store(y + tokens[i] * y_t + channels, ys[i], real, later, ADDS)
+        add_or_store((y + channels) + tokens[i] * y_t, ys[i], real, later, ADDS)
     return h
 
 
@@ -128,10 +142,10 @@ def add_or_store(at, value, mask, later, ADDS: tl.constexpr):
 
 @triton.jit
 def forward_piece(
-    h, x, x_t, dt, dt_t, z, z_t, B, B_t, C, C_t, B_fixed, C_fixed, y, y_t, boundaries, slot, start, count, order,
-    A2, skip, shift, channels, real, states, exists, full, d, n, later, ADDS: tl.constexpr,
-    UNROLL: tl.constexpr, EVERY: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
-    DOUBLE: tl.constexpr,
+    h, x, x_t, dt, dt_t, low, low_t, weight, ranks, ranked, z, z_t, B, B_t, C, C_t, B_fixed, C_fixed, y, y_t,
+    boundaries, slot, start, count, order, A2, skip, shift, channels, real, states, exists, full, d, n, later,
+    ADDS: tl.constexpr, UNROLL: tl.constexpr, EVERY: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     """All steps of a piece: whole groups of UNROLL, the next one's inputs under way, then the rest one by one."""
     whole = count // UNROLL * UNROLL
@@ -148,8 +162,8 @@ def forward_piece(
             next_dts = rows_at(next_tokens, dt, dt_t, channels, real)
             next_zs = rows_at(next_tokens, z, z_t, channels, real)
             h = forward_steps(
-                h, y, y_t, tokens, xs, dts, zs, B, B_t, C, C_t, B_fixed, C_fixed, A2, skip, shift, channels, real,
-                states, full, later, ADDS, RULE, SOFTPLUS, DOUBLE,
+                h, y, y_t, tokens, xs, dts, zs, low, low_t, weight, ranks, ranked, B, B_t, C, C_t, B_fixed, C_fixed,
+                A2, skip, shift, channels, real, states, full, later, ADDS, RULE, SOFTPLUS, DOUBLE,
             )  # fmt: skip
             tokens, xs, dts, zs = next_tokens, next_xs, next_dts, next_zs
     for s in range(whole, count):
@@ -160,8 +174,8 @@ def forward_piece(
         xs, dts = rows_at(tokens, x, x_t, channels, real), rows_at(tokens, dt, dt_t, channels, real)
         zs = rows_at(tokens, z, z_t, channels, real)
         h = forward_steps(
-            h, y, y_t, tokens, xs, dts, zs, B, B_t, C, C_t, B_fixed, C_fixed, A2, skip, shift, channels, real, states,
-            full, later, ADDS, RULE, SOFTPLUS, DOUBLE,
+            h, y, y_t, tokens, xs, dts, zs, low, low_t, weight, ranks, ranked, B, B_t, C, C_t, B_fixed, C_fixed, A2,
+            skip, shift, channels, real, states, full, later, ADDS, RULE, SOFTPLUS, DOUBLE,
         )  # fmt: skip
     return h
 
@@ -170,18 +184,20 @@ def forward_piece(
 UNALIGNED = ["A", "B0", "C0", "h0", "last", "boundaries"]
 
 
-@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize_on_alignment=[*UNALIGNED, "weight"])
 def forward_kernel(
-    x, dt, z, A, B, C, B0, C0, D, bias, h0, y, last, boundaries, order,
+    x, dt, z, A, B, C, B0, C0, D, bias, weight, h0, y, last, boundaries, order,
     table, length, per_row, piece_steps, row_slots, pieces, slots, d, a_group, blocks, blocks_a_group,
     x_r, x_b, x_t, dt_r, dt_b, dt_t, z_b, z_t, B_r, B_b, B_t, B_g, C_r, C_b, C_t, C_g, y_b, y_t,
     n: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EVERY: tl.constexpr,
     ROUTES: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, DOUBLE: tl.constexpr,
+    POWERS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     """y, the last state, and a boundary in every EVERY steps, of one piece and block of channels, route after route.
 
     B and C vary in time or are None; B0 and C0 are constant, (ROUTES, n, d), or None. order is (ROUTES, l) or None.
     States are (ROUTES, pieces, n, d), boundaries (ROUTES, slots, n, d). EVERY is a multiple of UNROLL.
+    weight is (ROUTES, RANK, d) and dt then of that rank, or None and 0.
     """
     p = (tl.program_id(0) // blocks).to(tl.int64)
     channels, real, group = channels_of(tl.program_id(0) % blocks, a_group, blocks_a_group, BLOCK_D)
@@ -193,20 +209,30 @@ def forward_kernel(
     if z is not None:
         z += batch * z_b
     if B is not None:
-        B += batch * B_b + group * B_g
+        B += batch * B_b + wide(group) * B_g
     if C is not None:
-        C += batch * C_b + group * C_g
+        C += batch * C_b + wide(group) * C_g
     for route in range(ROUTES):
+        at = wide(route)
         own = (route * pieces + p) * n
         h = load_state(h0, own, d, channels, states, exists, DOUBLE)
+        if POWERS:
+            A2 = load_channels(A, route * n * d + channels, real, DOUBLE)[None, :] * LOG2E
+        else:
+            A2 = load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E
+        steps, ranks, ranked, projection = dt + at * dt_r, states, full, A2
+        if RANK > 0:
+            ranks = tl.arange(0, triton.next_power_of_2(RANK))
+            ranked = ranks < RANK
+            projection = load_state(weight, route * RANK, d, channels, ranks, real[None, :] & ranked[:, None], DOUBLE)
         h = forward_piece(
-            h, x + route * x_r, x_t, dt + route * dt_r, dt_t, z, z_t,
-            B if B is None else B + route * B_r, B_t, C if C is None else C + route * C_r, C_t,
+            h, x + at * x_r, x_t, steps if RANK == 0 else None, dt_t, None if RANK == 0 else steps, dt_t, projection,
+            ranks, ranked, z, z_t,
+            B if B is None else B + at * B_r, B_t, C if C is None else C + at * C_r, C_t,
             load_state(B0, route * n, d, channels, states, exists, DOUBLE),
             load_state(C0, route * n, d, channels, states, exists, DOUBLE),
             y, y_t, boundaries, route * slots + slot, start, count, order if order is None else order + route * length,
-            load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E,
-            load_channels(D, route * d + channels, real, DOUBLE),
+            A2, load_channels(D, route * d + channels, real, DOUBLE),
             load_channels(bias, route * d + channels, real, DOUBLE),
             channels, real, states, exists, full, d, n, route > 0, ROUTES > 1,
             UNROLL, EVERY, RULE, SOFTPLUS, REVERSE, DOUBLE,

@@ -5,14 +5,12 @@ pass walks all pieces from zero for these maps, without outputs; a second carrie
 Then the pieces are rows of their own to the kernels proper. The adjoint is carried in the same way, from behind.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import LOG2E, Pieces, launch, piece_at, rows_at, sigmoid, tokens_at
+from ..triton_common import LOG2E, Pieces, launch, piece_at, rows_at, schedulers, sigmoid, tokens_at, wide
 from .triton_forward import (
     UNALIGNED,
     advance,
@@ -26,14 +24,6 @@ from .triton_forward import (
 
 SHORTEST = 256  # steps of a piece for which the extra pass pays
 ENTRIES = 256  # of the (n, d) states that one program carries
-
-
-@functools.cache
-def schedulers(device: torch.device) -> int:
-    """How many warps the device can issue from at once; 0 where no row has to be cut."""
-    if device.type != "cuda":
-        return 0
-    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def steps_of(rows: int, tokens: int, blocks: int, device: torch.device) -> int:
@@ -164,8 +154,9 @@ def summary_kernel(
     if z is not None:
         z += batch * z_b
     if B is not None:
-        B += batch * B_b + group * B_g
+        B += batch * B_b + wide(group) * B_g
     for route in range(ROUTES):
+        at = wide(route)
         A2 = load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E
         B_fixed = load_state(B0, route * n, d, channels, states, exists, DOUBLE)
         shift = load_channels(bias, route * d + channels, real, DOUBLE)
@@ -174,8 +165,8 @@ def summary_kernel(
             total = tl.zeros_like(A2) + 1
         for s in range(0, count, UNROLL):
             h, total = summary_steps(
-                h, total, s, start, count, order if order is None else order + route * length, x + route * x_r, x_t,
-                dt + route * dt_r, dt_t, z, z_t, B if B is None else B + route * B_r, B_t, B_fixed, A2, shift, channels,
+                h, total, s, start, count, order if order is None else order + route * length, x + at * x_r, x_t,
+                dt + at * dt_r, dt_t, z, z_t, B if B is None else B + at * B_r, B_t, B_fixed, A2, shift, channels,
                 real, states, full, UNROLL, RULE, SOFTPLUS, REVERSE != ADJOINT, ADJOINT, DOUBLE,
             )  # fmt: skip
         if RULE != "bilinear":
