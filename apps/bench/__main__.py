@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from . import audio, graphs, hugging_face, kalman, scan, updates
+from . import audio, graphs, hugging_face, kalman, scan, training, updates
 
 COMMANDS = {
     "scan": scan,
@@ -12,6 +12,7 @@ COMMANDS = {
     "graph": graphs,
     "timeseries": updates,
     "kalman": kalman,
+    "training": training,
 }
 
 

@@ -1,8 +1,9 @@
 """`python -m apps.bench scan --device cuda`: the scan on a GPU against its peers, flash attention and the hardware.
 
-Rows: triton and reference are the operator's backends, bidirectional two directions summed in one launch, mamba_ssm
-the CUDA kernel of that package where it can be imported, sdpa causal attention of the same width (heads of 64), floor
-the largest of three bounds: bytes at the measured rate of a copy, exponentials and instructions at the device's clock.
+Rows: triton and reference are the operator's backends, one_exponential the operator with A of the first state alone,
+bidirectional two directions summed in one launch, mamba_ssm the CUDA kernel of that package where its extension can be
+imported, mamba_ssm_ref its PyTorch loop, sdpa causal attention of the same width (heads of 64), floor the largest of
+three bounds: bytes at the measured rate of a copy, exponentials and instructions at the device's clock.
 
 x, dt, z, B and C are bfloat16, everything else float32. Times are medians of replays of a captured CUDA graph, so that
 they hold no Python; where a row cannot be captured its line says so.
@@ -12,13 +13,18 @@ import argparse
 import importlib.util
 import json
 import statistics
+import sys
+import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .cases import GPU_CASES, Case
 
-ROWS = ("triton", "bidirectional", "reference", "mamba_ssm", "sdpa")
-LONGEST_LOOP = 4096  # steps that the sequential reference is run for
+ROWS = ("triton", "one_exponential", "bidirectional", "reference", "mamba_ssm", "mamba_ssm_ref", "sdpa")
+# Loops in Python, and the most steps that they are run for: the second one's backward grows with the square of them.
+LOOPS = {"reference": 4096, "mamba_ssm_ref": 256}
+DEVICE, BACKEND = "cuda", "triton"
 EXPS_A_CLOCK, LANES = 16, 128  # of one multiprocessor
 UPDATE_SLOTS = {"forward": 5, "backward": 16}  # instructions a state update needs at least, the exponential included
 EXPS = {"forward": 1, "backward": 1}
@@ -51,19 +57,19 @@ def inputs(case: Case, routes: int = 0) -> dict[str, Any]:
     """A Mamba layer's tensors on the GPU: steps log-uniform in 1e-3..1e-1, A = -(1..n)."""
     import torch
 
-    g = torch.Generator("cuda").manual_seed(0)
+    g = torch.Generator(DEVICE).manual_seed(0)
     b, l, d, n = case.batch, case.length, case.d, case.n
     own = (routes,) if routes else ()
 
     def normal(*shape: int) -> Any:
-        return torch.randn(*shape, generator=g, device="cuda", dtype=torch.bfloat16)
+        return torch.randn(*shape, generator=g, device=DEVICE, dtype=torch.bfloat16)
 
-    step = 10 ** (torch.rand(*own, b, l, d, generator=g, device="cuda") * 2 - 3)
+    step = 10 ** (torch.rand(*own, b, l, d, generator=g, device=DEVICE) * 2 - 3)
     made = dict(
         x=normal(b, l, d), dt=step.expm1().log().bfloat16(),
-        A=-torch.arange(1.0, n + 1, device="cuda").expand(*own, d, n).contiguous(),
-        B=normal(*own, b, l, n), C=normal(*own, b, l, n), D=torch.ones(*own, d, device="cuda"), z=normal(b, l, d),
-        dt_bias=torch.zeros(*own, d, device="cuda"),
+        A=-torch.arange(1.0, n + 1, device=DEVICE).expand(*own, d, n).contiguous(),
+        B=normal(*own, b, l, n), C=normal(*own, b, l, n), D=torch.ones(*own, d, device=DEVICE), z=normal(b, l, d),
+        dt_bias=torch.zeros(*own, d, device=DEVICE),
     )  # fmt: skip
     return {name: t.requires_grad_() for name, t in made.items()}
 
@@ -79,32 +85,48 @@ def make(row: str, case: Case) -> tuple[Callable[[], Any], list[Any]]:
     from ssm_kernels import selective_scan
     from ssm_kernels.selective_scan import routed_scan
 
+    if case.length > LOOPS.get(row, case.length):
+        raise RuntimeError(f"a Python loop: run up to {LOOPS[row]} steps only")
     if row == "sdpa":
         shape = (3, case.batch, case.d // 64, case.length, 64)
-        qkv = torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        qkv = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
         return lambda: F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True), [qkv]
-    if row == "reference" and case.length > LONGEST_LOOP:
-        raise RuntimeError(f"a Python loop: run up to {LONGEST_LOOP} steps only")
+    if row.startswith("mamba_ssm"):
+        return make_upstream(row, inputs(case))
+    backend = "reference" if row == "reference" else BACKEND
     if row == "bidirectional":
         given = inputs(case, 2)
-        ahead = torch.arange(case.length, device="cuda", dtype=torch.int32)
+        ahead = torch.arange(case.length, device=DEVICE, dtype=torch.int32)
         order = torch.stack([ahead, ahead.flip(0)])
-        return lambda: routed_scan(**given, order=order, dt_softplus=True, backend="triton"), list(given.values())
+        return lambda: routed_scan(**given, order=order, dt_softplus=True, backend=backend), list(given.values())
     given = inputs(case)
-    if row == "mamba_ssm":
-        if importlib.util.find_spec("selective_scan_cuda") is None:
-            raise RuntimeError("mamba_ssm's CUDA kernel is not installed")
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # type: ignore[import-not-found]
+    if row == "one_exponential":
+        given["A"] = given["A"].detach()[:, 0].contiguous().requires_grad_()
+    return lambda: selective_scan(**given, dt_softplus=True, backend=backend), list(given.values())
 
-        rows = {name: given[name].detach().mT.contiguous().requires_grad_() for name in ("x", "dt", "B", "C", "z")}
-        rest = [given[name] for name in ("A", "D", "dt_bias")]
-        return (
-            lambda: selective_scan_fn(
-                rows["x"], rows["dt"], rest[0], rows["B"], rows["C"], rest[1], rows["z"], rest[2], True
-            ),
-            [*rows.values(), *rest],
-        )
-    return lambda: selective_scan(**given, dt_softplus=True, backend=row), list(given.values())
+
+def make_upstream(row: str, given: dict[str, Any]) -> tuple[Callable[[], Any], list[Any]]:
+    """mamba_ssm's CUDA kernel, or with "mamba_ssm_ref" its loop, in its own layout; else as `make`."""
+    scan = getattr(upstream(), "selective_scan_ref" if row == "mamba_ssm_ref" else "selective_scan_fn")
+    rows = {name: given[name].detach().mT.contiguous().requires_grad_() for name in ("x", "dt", "B", "C", "z")}
+    A, D, bias = (given[name] for name in ("A", "D", "dt_bias"))
+    leaves = [*rows.values(), A, D, bias]
+    return lambda: scan(rows["x"], rows["dt"], A, rows["B"], rows["C"], D, rows["z"], bias, True), leaves
+
+
+def upstream() -> Any:
+    """mamba_ssm's module of the scan, without what else its package imports at once.
+
+    Raises:
+        RuntimeError: Its extension is not installed.
+    """
+    found = importlib.util.find_spec("selective_scan_cuda")
+    if found is None or found.origin is None:
+        raise RuntimeError("mamba_ssm's CUDA kernel is not installed")
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        package = sys.modules.setdefault(name, types.ModuleType(name))
+        package.__path__ = [str(Path(found.origin).parent.joinpath(*name.split(".")))]
+    return importlib.import_module("mamba_ssm.ops.selective_scan_interface")
 
 
 def timed(run: Callable[[], Any], seconds: float) -> tuple[float, int, bool]:
@@ -125,7 +147,7 @@ def timed(run: Callable[[], Any], seconds: float) -> tuple[float, int, bool]:
     except RuntimeError:
         torch.cuda.synchronize()
     taken: list[float] = []
-    while len(taken) < 10 or (sum(taken) < seconds and len(taken) < 1000):
+    while len(taken) < (10 if sum(taken) < 2 * seconds else 3) or (sum(taken) < seconds and len(taken) < 1000):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         call()
