@@ -1,4 +1,4 @@
-"""Forecasting with state-space models: LinearSSM in closed form, and S4D or Mamba trained on patches.
+"""Forecasting with state-space models: LinearSSM in closed form, and networks trained on what it leaves over.
 
 Importing this package costs nothing; each name below is loaded on first use.
 """
@@ -18,18 +18,27 @@ _HOME = {
     "standardize": "data",
     "LinearSSM": "models.linear_ssm",
     "fit_linear_ssm": "models.ridge",
-    "PatchForecaster": "models.patch_forecaster",
+    "WindowForecaster": "models.window_forecaster",
+    "SMamba": "models.s_mamba",
+    "TimeMachine": "models.time_machine",
+    "Simba": "models.simba",
     "Forecaster": "forecaster",
     "StructuralConfig": "config",
     "StructuralEstimator": "gaussian",
-    "DeepStateEstimator": "gaussian",
+    "DeepStateEstimator": "deep_state",
     "fit_structural": "structural",
     "StreamConfig": "config",
+    "SMambaConfig": "config",
+    "TimeMachineConfig": "config",
+    "SimbaConfig": "config",
     "FitConfig": "config",
     "SSMEstimator": "estimator",
     "LinearSSMEstimator": "estimator",
     "S4DForecaster": "estimator",
     "MambaForecaster": "estimator",
+    "SMambaForecaster": "estimator",
+    "TimeMachineForecaster": "estimator",
+    "SimbaForecaster": "estimator",
     "SSMPredictor": "predictor",
     "Stream": "update",
     "at_rate": "rates",

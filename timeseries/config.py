@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ModelName = Literal["linear_ssm", "s4d", "mamba"]
+ModelName = Literal["linear_ssm", "s4d", "mamba", "s_mamba", "time_machine", "simba"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,10 @@ class LinearSSMConfig:
     """Stretches of the training part that choose the ridge strength together with the validation part, by squared error
     of forecasts that have not seen them; 0 leaves the choice to the validation part and `select`."""
     select: Literal["mae", "mse"] = "mae"
-    """Validation score that chooses, without folds. The absolute error is less swayed by a few wild days."""
+    """Validation score that chooses the strength without folds, and whether a cycle, covariates and least absolute
+    errors are taken. The absolute error is less swayed by a few wild days."""
+    median: bool = True
+    """Try a read-out of least absolute errors too, by gradient from the ridge solution (timeseries.train)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,56 @@ class PatchConfig:
     """State size of each mixer channel."""
     dropout: float = 0.3
     """Dropout before the read-out."""
-    loss: Literal["mae", "mse", "huber"] = "mae"
-    """Training loss, on standardised values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMambaConfig:
+    """S-Mamba: a token for each channel, read in both directions. The published sizes of the ETT sets."""
+
+    d_model: int = 256
+    """Width of a token."""
+    num_layers: int = 2
+    """Layers, each of two scans and a small network."""
+    d_ff: int = 256
+    """Hidden width of the small network."""
+    dropout: float = 0.1
+    """Dropout of tokens and in the small network."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Of the small network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeMachineConfig:
+    """TimeMachine: four Mambas at two resolutions. The published sizes of ETTh1."""
+
+    n1: int = 512
+    """Numbers that a window becomes at the finer resolution."""
+    n2: int = 128
+    """The same at the coarser one."""
+    dropout: float = 0.7
+    """Dropout after both maps."""
+    channels: Literal["apart", "together"] = "apart"
+    """apart: each channel of the data by itself. together: the channels are the tokens of all four scans."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimbaConfig:
+    """SiMBA: Mamba over patches, EinFFT across patches and channels."""
+
+    patch_length: int = 16
+    """Steps in a patch."""
+    stride: int = 8
+    """Steps from one patch to the next."""
+    d_model: int = 64
+    """Width of the blocks."""
+    num_layers: int = 2
+    """Blocks."""
+    blocks: int = 4
+    """Blocks of channels in EinFFT, a divisor of d_model."""
+    einfft_std: float = 0.1
+    """Standard deviation of EinFFT's initial weights; the published 0.02 is for hundreds of channels."""
+    dropout: float = 0.2
+    """Dropout on every branch and before the read-out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,32 +175,49 @@ class TrainConfig:
     """Steps to forecast."""
     context_length: int | Literal["free"] | None = None
     """Past steps a forecast may use: a number, or `free` for everything since the first row (linear_ssm only).
-    Left out, it is `free` for linear_ssm and 336 for s4d and mamba."""
+    Left out, it is `free` for linear_ssm and 336 for the others."""
     model: ModelName = "linear_ssm"
-    """linear_ssm is fitted in closed form, in seconds; s4d and mamba are trained by gradient on top of it."""
+    """linear_ssm is fitted in closed form, in seconds; the others are networks that are trained by gradient."""
+    base: Literal["linear_ssm", "none"] = "linear_ssm"
+    """What a network is added to: linear_ssm, from which it then starts; or none, the network as published."""
     columns: tuple[str, ...] | None = None
-    """Value columns to use; None takes all of them."""
+    """Value columns to use; None takes all of them that are no covariates."""
+    known: tuple[str, ...] = ()
+    """Columns that are known for the future, such as a temperature forecast; they are not forecast themselves."""
+    past: tuple[str, ...] = ()
+    """Columns of which only the past is known, for networks to read; they are not forecast."""
+    cycle: tuple[int, ...] = (24,)
+    """Harmonics of each season, shortest first, of a learned cycle that is taken off every series if that helps on the
+    validation part; [] or 0 for none."""
     split: str = "auto"
     """Train/validation/test part: `70/10/20` are percent, other sums are months of 30 days (`12/4/4`);
     `auto` is 12/4/4 for the ETT files, recognised by columns and step, and 70/10/20 for any other."""
     linear: LinearSSMConfig = field(default_factory=LinearSSMConfig)
-    """Options of linear_ssm, and of the base of s4d and mamba."""
+    """Options of linear_ssm, and of the base of networks."""
     patch: PatchConfig = field(default_factory=PatchConfig)
     """Options of s4d and mamba."""
+    s_mamba: SMambaConfig = field(default_factory=SMambaConfig)
+    """Options of s_mamba."""
+    time_machine: TimeMachineConfig = field(default_factory=TimeMachineConfig)
+    """Options of time_machine."""
+    simba: SimbaConfig = field(default_factory=SimbaConfig)
+    """Options of simba."""
+    loss: Literal["mae", "mse", "huber"] = "mae"
+    """Training loss of networks, on standardised values."""
     epochs: int = 10
-    """Passes over the training windows (s4d, mamba)."""
+    """Passes over the training windows (networks)."""
     batch_size: int = 32
-    """Windows a batch; every window brings all its columns (s4d, mamba)."""
+    """Windows a batch; every window brings all its columns (networks)."""
     lr: float = 3e-5
-    """Peak learning rate of AdamW; it falls to zero along a half cosine (s4d, mamba)."""
+    """Peak learning rate of AdamW; it falls to zero along a half cosine (networks)."""
     weight_decay: float = 1e-2
-    """Weight decay of the parameters that want it (s4d, mamba)."""
+    """Weight decay of the parameters that want it (networks)."""
     patience: int = 3
-    """Epochs without a better validation score before the run ends (s4d, mamba)."""
+    """Epochs without a better validation score before the run ends (networks)."""
     steps_per_epoch: int | None = None
-    """Batches an epoch; None is every training window once (s4d, mamba)."""
+    """Batches an epoch; None is every training window once (networks)."""
     save_every: int | None = None
-    """Also keep a checkpoint every so many batches, for machines that may vanish; None: once an epoch (s4d, mamba)."""
+    """Also keep a checkpoint every so many batches, for machines that may vanish; None: once an epoch (networks)."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu."""
     devices: int | Literal["auto"] = 1
@@ -181,8 +249,12 @@ class LtsfConfig:
     horizons: tuple[int, ...] | None = None
     """Steps to forecast; None takes the four of each data set."""
     models: tuple[str, ...] = ("linear_ssm",)
-    """As --model of timeseries.train, e.g. linear_ssm s4d mamba."""
+    """As --model of timeseries.train, e.g. [linear_ssm, s_mamba]; s_mamba-alone is the network without linear_ssm."""
+    known: tuple[str, ...] = ()
+    """Columns that are known for the future, as of timeseries.train; all models of the table forecast the others."""
+    past: tuple[str, ...] = ()
+    """Columns of the past alone; they are not forecast either."""
     seeds: int = 3
     """Runs of each model that has something random in it."""
     train: dict[str, Any] = field(default_factory=dict)
-    """Further options of timeseries.train for the models that are trained by gradient, e.g. {epochs: 3}."""
+    """Further options of timeseries.train for the models, e.g. {epochs: 3, s_mamba: {d_model: 128}}."""

@@ -14,14 +14,15 @@ import torch
 from gluonts.core.component import validated
 from gluonts.model.estimator import Estimator
 
-from .config import FitConfig, LinearSSMConfig, PatchConfig, StreamConfig
+from .config import FitConfig, LinearSSMConfig, SimbaConfig, SMambaConfig, StreamConfig, TimeMachineConfig
 from .fitting import Item, calibrate, fit_base, pair, validation_errors
 from .frequency import periods_of
 from .heads import describe_output
-from .models.blueprint import Blueprint
+from .models.blueprint import STACKS, Blueprint
 from .models.linear_base import LinearBase
 from .models.linear_ssm import LinearSSM, default_poles
 from .models.network import Network
+from .models.window_forecaster import MIXERS
 from .predictor import SSMPredictor, Trained
 from .series import Schema, period_freq, read_schema, read_series
 
@@ -37,8 +38,8 @@ class SSMEstimator(Estimator):
         context_length: Values that a forecast may use; None for all in the linear base, and ten seasons, between 64 and
             512 steps, for the windows that a network is trained on.
         mixer: Sequence mixer of the network, a name or a dict of a name and options; None for the linear base alone.
-        stack: StreamConfig for a causal network that can be updated in constant time, PatchConfig for one that reads
-            each window in both directions.
+        stack: StreamConfig for a causal network that can be updated in constant time; PatchConfig, SMambaConfig,
+            TimeMachineConfig or SimbaConfig for one that reads each window as a whole.
         output: `conformal` for intervals from past errors, a name of `heads.OUTPUTS`, or a GluonTS output.
         covariates: Use feat_dynamic_real, past_feat_dynamic_real, feat_static_real and feat_static_cat where the data
             have them; LinearSSM itself uses the first. False leaves them alone.
@@ -52,6 +53,8 @@ class SSMEstimator(Estimator):
 
     default_mixer: ClassVar[dict[str, Any] | None] = None
     """What `mixer=None` means."""
+    default_stack: ClassVar[type] = StreamConfig
+    """What `stack=None` means."""
 
     @validated()
     def __init__(
@@ -75,9 +78,10 @@ class SSMEstimator(Estimator):
         self.prediction_length, self.context_length = prediction_length, context_length
         self.freq = None if freq is None else period_freq(freq)
         self.mixer = self.default_mixer if mixer is None else mixer
-        self.stack = None if self.mixer is None else stack or StreamConfig()
-        if not isinstance(self.stack, StreamConfig | PatchConfig | None):
-            raise ValueError(f"{type(self).__name__}: stack is {stack!r}, expected a StreamConfig or a PatchConfig")
+        self.stack = None if self.mixer is None else stack or self.default_stack()
+        if self.stack is not None and type(self.stack) not in STACKS.values():
+            known = ", ".join(kind.__name__ for kind in STACKS.values())
+            raise ValueError(f"{type(self).__name__}: stack is {stack!r}, expected one of {known}")
         self.output: dict[str, Any] = describe_output(output)
         self.covariates, self.num_samples, self.callbacks = covariates, num_samples, list(callbacks)
         self.linear, self.fit = linear or LinearSSMConfig(), fit or FitConfig()
@@ -206,6 +210,27 @@ class MambaForecaster(SSMEstimator):
     """Mamba on top of LinearSSM."""
 
     default_mixer: ClassVar = {"name": "mamba", "d_state": 16}
+
+
+class SMambaForecaster(SSMEstimator):
+    """S-Mamba on top of LinearSSM: the channels of a multivariate target are scanned in both directions."""
+
+    default_mixer: ClassVar = MIXERS["s_mamba"]
+    default_stack: ClassVar = SMambaConfig
+
+
+class TimeMachineForecaster(SSMEstimator):
+    """TimeMachine on top of LinearSSM."""
+
+    default_mixer: ClassVar = MIXERS["time_machine"]
+    default_stack: ClassVar = TimeMachineConfig
+
+
+class SimbaForecaster(SSMEstimator):
+    """SiMBA on top of LinearSSM."""
+
+    default_mixer: ClassVar = MIXERS["simba"]
+    default_stack: ClassVar = SimbaConfig
 
 
 def _read(entries: Entries, schema: Schema) -> list:

@@ -3,20 +3,25 @@
 import csv
 import math
 import time
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ssmcore.engine import cli, make_run_dir
 from ssmcore.engine.folder import BEST_FILE, METRICS_FILE
 
 from .config import TrainConfig
+from .covariates import Covariates
 from .data import Split, Table, standardize
 from .forecaster import Forecaster
 from .metrics import Method, Scores, naive, score, seasonal_naive
+from .models.known_effect import KnownEffect
 from .models.linear_ssm import LinearSSM, default_poles
+from .models.median import fit_median
 from .models.ridge import RidgeReport, fit_linear_ssm
 
 
@@ -28,12 +33,24 @@ class Experiment:
         table: The data, in the units of the file.
         split: The parts.
         context_length: Values a forecast may use; None for all since the first row.
+        named: Named covariates of every row, known ones first, shape (t, k); None without any.
     """
 
-    def __init__(self, config: TrainConfig, table: Table, split: Split, context_length: int | None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        table: Table,
+        split: Split,
+        context_length: int | None,
+        named: np.ndarray | None = None,
+    ):
         self.config, self.table, self.split, self.context_length = config, table, split, context_length
         standard, self.scaler = standardize(table, split)
         self.values = torch.from_numpy(standard.values.T.copy())
+        named = np.zeros((len(table.dates), 0)) if named is None else named
+        self.covariates = Covariates.fit(config, table, named, split.train)
+        self.known, self.inputs = self.covariates.tables(table.dates, named)
+        self.effect = KnownEffect(self.known.shape[1], len(self.values))
         saved = replace(config, resume=None)
         if config.resume:
             self.run_dir = Path(config.resume)
@@ -58,7 +75,7 @@ class Experiment:
             self._log_ridge(report)
             self._forecaster(linear).save(self.run_dir / BEST_FILE)
         else:
-            self._fit_patches(linear)
+            self._fit_network(linear)
 
     def report(self) -> dict[str, Scores]:
         """Print and write the test scores beside the naive forecasts, and draw.
@@ -69,11 +86,15 @@ class Experiment:
         config, season = self.config, self.table.frequency.season
         best = Forecaster.load(self.run_dir)
         h = config.prediction_length
-        rivals: dict[str, Method] = {config.model: best.from_origins, "naive": partial(naive, horizon=h)}
+        rivals: dict[str, Method] = {
+            config.model: best.method(self.known, self.inputs),
+            "naive": partial(naive, horizon=h),
+        }
         if season > 1:
             rivals[f"seasonal naive ({season})"] = partial(seasonal_naive, horizon=h, season=season)
         origins = self.split.origins("test", self.context_length, h)
-        scores = {name: score(method, self.values, origins, h) for name, method in rivals.items()}
+        scores = {config.model: self.score(best, origins)}
+        scores |= {name: score(method, self.values, origins, h) for name, method in [*rivals.items()][1:]}
         context = (
             "all values since the first" if self.context_length is None else f"the last {self.context_length} values"
         )
@@ -89,6 +110,18 @@ class Experiment:
         print(f"{self.run_dir}: {', '.join(sorted(path.name for path in self.run_dir.iterdir()))}")
         return scores
 
+    def score(self, forecaster: Forecaster, origins: range) -> Scores:
+        """Scores of a forecaster with the same covariates; no shapes.
+
+        Args:
+            forecaster: Whose.
+            origins: Last rows seen.
+        """
+        # What is known is on both sides of the difference: series by series, it need not be put back.
+        bare = self.values - forecaster.effect(self.known)
+        method = partial(forecaster.bare, inputs=self.inputs)
+        return score(method, bare, origins, self.config.prediction_length, together=forecaster.together)
+
     def _parts(self) -> dict[str, tuple[int, int]]:
         return {part: getattr(self.split, part) for part in ("train", "validation", "test")}
 
@@ -102,33 +135,72 @@ class Experiment:
             scaler=self.scaler,
             columns=self.table.columns,
             offset=self.table.frequency.offset,
+            covariates=self.covariates,
+            effect=self.effect,
         )
 
     def _fit_linear(self) -> tuple[LinearSSM, RidgeReport]:
+        """Without and with the effect of what is known, then by absolute errors: the unseen validation part decides."""
         options, started = self.config.linear, time.monotonic()
+        train = self._origins("train")
+        # A stretch loses a horizon at either end: one that is not twice as long says little.
+        folds = min(options.folds, len(train) // (2 * self.config.prediction_length))
+        folds = folds if folds >= 2 else 0
+        tried = []
+        for taken in (False, True) if self.known.shape[1] else (False,):
+            effect, linear = KnownEffect(self.known.shape[1], len(self.values)), self._linear()
+            if taken:
+                effect.fit(self.values, self.known, self.split.train)
+            tried.append((self._fit_read_out(linear, effect, folds), linear, effect))
+        report, linear, self.effect = min(tried, key=lambda found: getattr(found[0], options.select)[found[0].chosen])
+        linear, loss = self._choose_median(linear, report)
+        ridge = report.strengths[report.chosen]
+        choice = "the naive forecast" if math.isinf(ridge) else f"ridge {ridge:.3g}"
+        known = "with" if self.effect.weight.any() else "without"
+        print(
+            f"LinearSSM: {len(linear.angles)} poles, {choice} by "
+            f"{f'{folds} folds and validation' if folds else f'validation {options.select}'}, "
+            f"{known} {self._named()}, {loss} by validation {options.select} "
+            f"(least squares: validation MSE {report.mse[report.chosen]:.4f}, MAE {report.mae[report.chosen]:.4f}), "
+            f"{time.monotonic() - started:.1f} s"
+        )
+        return linear, report
+
+    def _fit_read_out(self, linear: LinearSSM, effect: KnownEffect, folds: int) -> RidgeReport:
+        return fit_linear_ssm(
+            linear,
+            self.values - effect(self.known),
+            self._origins("train"),
+            self._origins("validation"),
+            strengths=self.config.linear.ridge,
+            select=self.config.linear.select,
+            folds=folds,
+        )
+
+    def _choose_median(self, linear: LinearSSM, report: RidgeReport) -> tuple[LinearSSM, str]:
+        """The read-out of least squares or that of least absolute errors, and its name."""
+        options = self.config.linear
+        if options.median:
+            median = deepcopy(linear)
+            fit_median(median, self.values - self.effect(self.known), self._origins("train"))
+            scores = self.score(self._forecaster(median), self._origins("validation"))
+            if getattr(scores, options.select) < getattr(report, options.select)[report.chosen]:
+                return median, f"least absolute errors (validation MSE {scores.mse:.4f}, MAE {scores.mae:.4f})"
+        return linear, "least squares"
+
+    def _named(self) -> str:
+        cycles = [f"a cycle of {period}" for period, _ in self.covariates.harmonics]
+        return ", ".join([*cycles, *self.covariates.known]) or "cycles"
+
+    def _linear(self) -> LinearSSM:
+        options = self.config.linear
         poles = default_poles(
             self.table.frequency.periods,
             self.context_length,
             time_constants=options.time_constants,
             harmonics=(options.daily_harmonics, options.weekly_harmonics),
         )
-        linear = LinearSSM(self.config.prediction_length, *poles, context_length=self.context_length)
-        train, validation = self._origins("train"), self._origins("validation")
-        # A stretch loses a horizon at either end: one that is not twice as long says little.
-        folds = min(options.folds, len(train) // (2 * self.config.prediction_length))
-        folds = folds if folds >= 2 else 0
-        report = fit_linear_ssm(
-            linear, self.values, train, validation, strengths=options.ridge, select=options.select, folds=folds
-        )
-        ridge = report.strengths[report.chosen]
-        choice = "the naive forecast" if math.isinf(ridge) else f"ridge {ridge:.3g}"
-        print(
-            f"LinearSSM: {len(linear.angles)} poles, {choice} by "
-            f"{f'{folds} folds and validation' if folds else f'validation {options.select}'} "
-            f"(validation MSE {report.mse[report.chosen]:.4f}, MAE {report.mae[report.chosen]:.4f}), "
-            f"{time.monotonic() - started:.1f} s"
-        )
-        return linear, report
+        return LinearSSM(self.config.prediction_length, *poles, context_length=self.context_length)
 
     def _log_ridge(self, report: RidgeReport) -> None:
         with (self.run_dir / METRICS_FILE).open("w", newline="") as file:
@@ -137,21 +209,23 @@ class Experiment:
             rows = zip(report.strengths, report.mse, report.mae, strict=True)
             writer.writerows([*row, int(i == report.chosen)] for i, row in enumerate(rows))
 
-    def _fit_patches(self, linear: LinearSSM) -> None:
+    def _fit_network(self, linear: LinearSSM) -> None:
         from ssmcore.engine import RunSettings, fit, make_loader
 
-        from .models.patch_forecaster import PatchForecaster
+        from .models.window_forecaster import MIXERS, WindowForecaster
         from .task import ForecastTask, Windows
 
         config, h = self.config, self.config.prediction_length
         torch.manual_seed(config.seed)
-        model = PatchForecaster(linear, config.model, config.patch)
+        alone = config.base == "none"
+        options = getattr(config, config.model, config.patch)
+        model = WindowForecaster(linear, MIXERS[config.model], options, inputs=self.covariates.inputs, alone=alone)
         forecaster = self._forecaster(model)
-        base = score(forecaster.from_origins, self.values, self._origins("validation"), h).mae
+        base = math.inf if alone else self.score(forecaster, self._origins("validation")).mae
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        bare, inputs = (self.values - self.effect(self.known)).float(), self.inputs.float()
         data = [
-            Windows(self.values.float(), self._origins(part), linear.context_length, h)
-            for part in ("train", "validation")
+            Windows(bare, inputs, self._origins(part), linear.context_length, h) for part in ("train", "validation")
         ]
         train = make_loader(
             data[0],
@@ -172,9 +246,9 @@ class Experiment:
             precision=config.precision,
             note=forecaster.note,
         )
-        task = ForecastTask(model, config.patch.loss, config.lr, config.weight_decay, config.epochs * len(train))
+        task = ForecastTask(model, config.loss, config.lr, config.weight_decay, config.epochs * len(train))
         trainable = sum(p.numel() for p in model.parameters())
-        print(f"{config.model} on patches: {trainable} parameters, {len(train)} batches an epoch, starts at {base:.4f}")
+        print(f"{config.model}: {trainable} parameters, {len(train)} batches an epoch, starts at {base:.4f}")
         outcome = fit(task, train, validation, settings, self.run_dir)
         print(f"best validation MAE {outcome.best_score:.4f} after epoch {outcome.best_epoch + 1} of {outcome.epochs}")
         if not outcome.best_score < base:

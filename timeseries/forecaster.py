@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ssmcore.engine import load_weights, save_weights
 
-from .config import PatchConfig
 from .conformal import Calibration, recent_errors
+from .covariates import Covariates
 from .data import Scaler
 from .errors import DataError
+from .models.known_effect import KnownEffect
 from .models.linear_ssm import LinearSSM
 
 MEMORY, FEWEST = 2000, 30
@@ -26,15 +27,19 @@ class Forecaster:
     """Forecasts in the units of the file."""
 
     model: nn.Module
-    """LinearSSM or PatchForecaster, in standard units."""
+    """LinearSSM or WindowForecaster, in standard units, of series less the effect of what is known."""
     name: str
-    """linear_ssm, s4d or mamba."""
+    """As --model of timeseries.train."""
     scaler: Scaler
     """Standard units of the training part."""
     columns: tuple[str, ...]
     """Series, in the order of the scaler."""
     offset: str
     """pandas offset alias of the step."""
+    covariates: Covariates
+    """What is known of a row."""
+    effect: KnownEffect
+    """What that does to the series."""
 
     @property
     def linear(self) -> LinearSSM:
@@ -44,65 +49,93 @@ class Forecaster:
     @property
     def note(self) -> dict[str, Any]:
         """What has to be known, besides the tensors, to build this again."""
-        patch = None if isinstance(self.model, LinearSSM) else asdict(self.model.config)
+        network = None
+        if not isinstance(self.model, LinearSSM):
+            network = {"config": asdict(self.model.config), "alone": self.model.alone}
         return {
             "model": self.name,
             "prediction_length": self.linear.prediction_length,
             "context_length": self.linear.context_length,
-            "patch": patch,
+            "network": network,
             "columns": list(self.columns),
             "offset": self.offset,
             "mean": self.scaler.mean.tolist(),
             "scale": self.scaler.scale.tolist(),
+            "covariates": self.covariates.to_dict(),
+            "effect": self.effect.weight.tolist(),
         }
 
-    def from_origins(self, values: Tensor) -> Callable[[Tensor], Tensor]:
-        """Forecasts from many points of the same series; a `metrics.Method`.
+    def bare(self, values: Tensor, inputs: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Forecasts of series less the effect of what is known, from many points of them.
 
         Args:
-            values: Series from their first value on, in standard units, NaN where missing, float64, shape (c, t).
+            values: Series from their first value on, in standard units less the effect, NaN where missing, float64,
+                shape (c, t): some of the series, where a network does not mix them.
+            inputs: Named covariates, shape (t, k); None without any.
         Returns:
-            A function of origins (last rows seen), int64, shape (o,), that gives forecasts (c, o, h) in standard units.
+            A function of origins (last rows seen), int64, shape (o,), that gives forecasts (c, o, h) of the same kind.
         """
         if isinstance(self.model, LinearSSM):
             features, last, _ = self.model.features(values)
             return lambda origins: self.model.read_out(features[:, origins], last[:, origins])
-        length, weight = self.linear.context_length, self.model.encoder.head.weight
+        length, weight = self.linear.context_length, self.model.head.weight
         windows = values.unfold(1, length, 1)
+        around = (values.new_zeros(values.shape[1], 0) if inputs is None else inputs).unfold(0, length, 1)
 
         @torch.no_grad()
         def forecast(origins: Tensor) -> Tensor:
-            past = windows[:, origins - length + 1].transpose(0, 1)
-            return self.model.eval()(past.to(weight)).transpose(0, 1).double().cpu()
+            past = windows[:, origins - length + 1].transpose(0, 1).to(weight)
+            made = self.model.eval()(past, around[origins - length + 1].to(weight))
+            return made.transpose(0, 1).double().cpu()
 
         return forecast
 
-    def predict(self, values: np.ndarray) -> np.ndarray:
+    def method(self, known: Tensor, inputs: Tensor | None = None) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+        """Forecasts in standard units; a `metrics.Method` that wants all series at once.
+
+        Args:
+            known: Covariates of all rows and of h more, where any are known, shape (t + h, q).
+            inputs: Named covariates, shape (t, k).
+        """
+
+        def begin(values: Tensor) -> Callable[[Tensor], Tensor]:
+            forecast = self.bare(values - self.effect(known)[:, : values.shape[1]], inputs)
+            horizon = self.linear.prediction_length
+            return lambda origins: forecast(origins) + self.effect.ahead(known, origins, horizon)
+
+        return begin
+
+    @property
+    def together(self) -> bool:
+        """Whether the network has to see all series at once."""
+        return self.name == "s_mamba" or getattr(getattr(self.model, "config", None), "channels", "") == "together"
+
+    def predict(self, values: np.ndarray, known: Tensor, inputs: Tensor) -> np.ndarray:
         """What follows the last row.
 
         Args:
             values: In the units of the file, NaN where missing, shape (t, c).
+            known: Covariates of its rows and of the h after them, shape (t + h, q).
+            inputs: Named covariates of its rows, shape (t, k).
         Returns:
             float64, shape (h, c).
         Raises:
             DataError: Fewer rows than the context needs.
         """
-        length = self.linear.context_length
-        if len(values) < (length or 1):
-            raise DataError(f"{len(values)} rows are too few: the forecaster looks back at {length or 1}")
+        length = self.linear.context_length or 1
+        if len(values) < length:
+            raise DataError(f"{len(values)} rows are too few: the forecaster looks back at {length}")
         past = torch.from_numpy(self.scaler.transform(values).T.copy())
-        with torch.no_grad():
-            if isinstance(self.model, LinearSSM):
-                future = self.model(past)
-            else:
-                future = self.model.eval()(past[None, :, -length:].to(self.model.encoder.head.weight))[0]
-        return self.scaler.inverse(future.double().cpu().numpy().T)
+        future = self.method(known, inputs)(past)(torch.tensor([len(values) - 1]))[:, 0]
+        return self.scaler.inverse(future.numpy().T)
 
-    def quantiles(self, values: np.ndarray, levels: Sequence[float]) -> np.ndarray | None:
+    def quantiles(
+        self, values: np.ndarray, known: Tensor, inputs: Tensor, levels: Sequence[float]
+    ) -> np.ndarray | None:
         """Conformal quantiles of what follows the last row, from the errors of forecasts made along the past.
 
         Args:
-            values: In the units of the file, NaN where missing, shape (t, c).
+            values, known, inputs: As in `predict`.
             levels: n of them.
         Returns:
             float64, shape (n, h, c), rising in n; None where the past has the outcome of too few forecasts.
@@ -114,13 +147,17 @@ class Forecaster:
         origins = torch.arange(first, len(values))
         if len(origins) < horizon + FEWEST:
             return None
+        effect = self.effect(known)
+        past = past - effect[:, : len(values)]
         with torch.no_grad():
-            made = torch.cat([self.from_origins(row)(origins) for row in past.split(1)])[None]
+            parts = past.split(len(past) if self.together else 1)
+            made = torch.cat([self.bare(row, inputs)(origins) for row in parts])[None]
         errors = recent_errors(past[None], made, min(memory, len(origins) - horizon))
         unknown = Calibration(
             sketch=torch.zeros(100, horizon).double(), inflation=torch.ones(horizon).double(), memory=0
         )
-        quantiles = made[0, None, :, -1] + unknown.quantiles(errors, torch.ones(1, len(past)).double(), levels)[:, 0]
+        point = made[0, None, :, -1] + effect[None, :, len(values) : len(values) + horizon]
+        quantiles = point + unknown.quantiles(errors, torch.ones(1, len(past)).double(), levels)[:, 0]
         return self.scaler.inverse(quantiles.transpose(1, 2).numpy())
 
     def save(self, path: str | Path) -> None:
@@ -144,13 +181,18 @@ class Forecaster:
         tensors, note = load_weights(path)
         if "prediction_length" not in note:
             raise ValueError(f"Forecaster.load: {path} was not written by timeseries.train")
-        prefix = "" if note["patch"] is None else "linear."
+        prefix = "" if note["network"] is None else "linear."
         poles = (tensors[prefix + "time_constants"], tensors[prefix + "angles"])
         model: nn.Module = LinearSSM(note["prediction_length"], *poles, context_length=note["context_length"])
-        if note["patch"] is not None:
-            from .models.patch_forecaster import PatchForecaster
+        covariates = Covariates.from_dict(note["covariates"])
+        if note["network"] is not None:
+            from .models.window_forecaster import MIXERS, WindowForecaster, read_config
 
-            model = PatchForecaster(model, note["model"], PatchConfig(**note["patch"]))
+            config = read_config(note["model"], note["network"]["config"])
+            alone = note["network"]["alone"]
+            model = WindowForecaster(model, MIXERS[note["model"]], config, inputs=covariates.inputs, alone=alone)
+        effect = KnownEffect(len(note["effect"]), len(note["columns"]))
+        effect.weight.copy_(torch.tensor(note["effect"], dtype=torch.float64).view_as(effect.weight))
         model.load_state_dict(tensors)
         return cls(
             model=model.eval(),
@@ -158,4 +200,6 @@ class Forecaster:
             scaler=Scaler(mean=np.array(note["mean"]), scale=np.array(note["scale"])),
             columns=tuple(note["columns"]),
             offset=note["offset"],
+            covariates=covariates,
+            effect=effect,
         )

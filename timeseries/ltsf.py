@@ -2,7 +2,8 @@
 
     data set x lookback x horizon x model x seed = a cell, a JSON file of its own
 
-A run that was stopped goes on with the cells that are missing. Every test window counts, nothing is chosen by test
+A run that was stopped goes on with the cells that are missing, and the tables hold all cells of the folder, so that one
+model can be added to another's. Every test window counts, nothing is chosen by test
 scores (ridge strengths by folds of the training part and by the validation part), lookbacks never meet in one table,
 and naive, seasonal-naive and ridge forecasts stand in every one.
 """
@@ -12,14 +13,17 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
-from .config import LtsfConfig, TrainConfig
+from .config import LtsfConfig, ModelName, TrainConfig
 from .errors import DataError
 
 PROG = "python -m timeseries.ltsf"
 BASELINES = ("naive", "seasonal_naive", "ridge")
+ALONE = "-alone"
+"""Ending of a model's name: the network without LinearSSM under it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +67,13 @@ class Cell:
     horizon: int
     model: str
     seed: int
+    covariates: str = ""
+    """Names of the columns that are covariates, for tables apart."""
 
     @property
     def name(self) -> str:
-        return f"{self.dataset}-{self.lookback}-{self.horizon}-{self.model}-{self.seed}"
+        more = f"-with-{self.covariates}" if self.covariates else ""
+        return f"{self.dataset}-{self.lookback}-{self.horizon}-{self.model}-{self.seed}{more}"
 
 
 def cells(config: LtsfConfig, datasets: Sequence[str]) -> Iterator[Cell]:
@@ -78,6 +85,7 @@ def cells(config: LtsfConfig, datasets: Sequence[str]) -> Iterator[Cell]:
     """
     from .models import CLOSED_FORM
 
+    covariates = "+".join((*config.known, *config.past))
     for model in (*BASELINES, *config.models):
         fixed = model in BASELINES or model in CLOSED_FORM
         for dataset in datasets:
@@ -85,7 +93,14 @@ def cells(config: LtsfConfig, datasets: Sequence[str]) -> Iterator[Cell]:
             for lookback in config.lookbacks:
                 for horizon in horizons:
                     for seed in range(1 if fixed else config.seeds):
-                        yield Cell(dataset=dataset, lookback=lookback, horizon=horizon, model=model, seed=seed)
+                        yield Cell(
+                            dataset=dataset,
+                            lookback=lookback,
+                            horizon=horizon,
+                            model=model,
+                            seed=seed,
+                            covariates=covariates,
+                        )
 
 
 def find_files(config: LtsfConfig) -> dict[str, Path]:
@@ -126,13 +141,27 @@ class Runner:
         self._tables: dict[str, object] = {}
 
     def table(self, dataset: str):
-        """The data of a set, read once."""
-        from .data import read_csv
+        """The series of a set, without the covariates, read once."""
+        from .covariates import read_series_and_covariates
 
         if dataset not in self._tables:
-            path = self.files[dataset]
-            self._tables = {dataset: read_csv(self._with_dates(path))}
+            path = str(self._with_dates(self.files[dataset]))
+            columns = TrainConfig(data=path, known=self.config.known, past=self.config.past)
+            self._tables = {dataset: read_series_and_covariates(columns)[0]}
         return self._tables[dataset]
+
+    def all_results(self) -> list[tuple[Cell, dict]]:
+        """Every cell of the folder that belongs to the tables asked for, in the order of its name."""
+        config = self.config
+        covariates = "+".join((*config.known, *config.past))
+        found = []
+        for path in sorted(self.done.glob("*.json")):
+            result = json.loads(path.read_text())
+            cell = Cell(**result["cell"])
+            horizons = config.horizons or BENCHMARKS[cell.dataset].horizons
+            if cell.dataset in self.files and cell.lookback in config.lookbacks and cell.horizon in horizons:
+                found += [(cell, result)] if cell.covariates == covariates else []
+        return found
 
     def result(self, cell: Cell) -> dict | None:
         """Of a cell that is done, else None."""
@@ -150,7 +179,8 @@ class Runner:
         """
         started = time.process_time()
         scores = self._baseline(cell) if cell.model in BASELINES else self._trained(cell)
-        result = {**scores, "seconds": time.process_time() - started}
+        options = {} if cell.model in BASELINES else self.config.train
+        result = {**scores, "seconds": time.process_time() - started, "cell": asdict(cell), "train": options}
         path = self.done / f"{cell.name}.json"
         scratch = path.with_suffix(".part")
         scratch.write_text(json.dumps(result))
@@ -196,39 +226,71 @@ class Runner:
 
         context = self._context(cell, finite=cell.model not in CLOSED_FORM)
         runs = self.folder / "runs" / cell.name
+        model = cell.model.removesuffix(ALONE)
         train = TrainConfig(
             data=str(self._with_dates(self.files[cell.dataset])),
             prediction_length=cell.horizon,
             context_length=context or "free",
-            model=cell.model,
+            model=model,
+            base="none" if cell.model.endswith(ALONE) else "linear_ssm",
+            known=self.config.known,
+            past=self.config.past,
             split=BENCHMARKS[cell.dataset].split,
             seed=cell.seed,
             output=str(runs),
         )
-        train = replace(train, **self.config.train)
+        train = with_options(train, self.config.train)
         before = set(runs.iterdir()) if runs.is_dir() else set()
         if status := run(train):
             raise SystemExit(status)
         (folder,) = set(runs.iterdir()) - before
         with (folder / "scores.csv").open() as file:
-            row = next(row for row in csv.DictReader(file) if row["forecaster"] == cell.model)
+            row = next(row for row in csv.DictReader(file) if row["forecaster"] == model)
         return {"mse": float(row["mse"]), "mae": float(row["mae"]), "windows": int(row["windows"])}
 
     def _with_dates(self, path: Path) -> Path:
-        """The file itself, or for a bare matrix of numbers (exchange_rate.txt) a copy with an artificial calendar."""
-        if ".txt" not in path.suffixes:
-            return path
+        """The file itself, or a copy with an even calendar: of a bare matrix (exchange_rate.txt), and of a file that
+        leaves steps out (weather.csv does), whose rows the literature counts as if there were no gap."""
         import numpy as np
         import pandas as pd
 
         copy = self.folder / f"{path.name.split('.')[0]}.csv"
-        if not copy.is_file():
-            values = np.loadtxt(path, delimiter=",")
-            dates = pd.date_range("1990-01-01", periods=len(values), freq="D")
-            frame = pd.DataFrame(values, columns=[f"column_{i + 1}" for i in range(values.shape[1])])
-            frame.insert(0, "date", dates)
-            frame.to_csv(copy, index=False)
+        if copy.is_file():
+            return copy
+        if ".txt" in path.suffixes:
+            frame = pd.DataFrame(np.loadtxt(path, delimiter=","))
+            frame.columns = [f"column_{i + 1}" for i in range(frame.shape[1])]
+            first, step = pd.Timestamp("1990-01-01"), pd.Timedelta("1D")
+        else:
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            dates = pd.to_datetime(frame["date"], errors="coerce") if "date" in frame else pd.Series(pd.NaT, [0])
+            steps = dates.diff().dropna()
+            if dates.isna().any() or not len(steps) or steps.min() == steps.max() or steps.min() <= pd.Timedelta(0):
+                return path  # as it should be, or as the reader will say
+            first, step = dates[0], steps.mode()[0]
+            frame = frame.drop(columns="date")
+        frame.insert(0, "date", pd.date_range(first, periods=len(frame), freq=step))
+        frame.to_csv(copy, index=False)
         return copy
+
+
+def with_options(config: Any, options: dict[str, Any]) -> Any:
+    """A dataclass with some fields changed, those of dataclasses inside too; no shapes.
+
+    Args:
+        config: The dataclass.
+        options: Plain data, lists where the fields hold tuples.
+    Raises:
+        DataError: There is no such field.
+    """
+    changed = {}
+    for name, value in options.items():
+        if not hasattr(config, name):
+            raise DataError(f"--train: {name!r} is no option of {type(config).__name__}")
+        before = getattr(config, name)
+        inner = is_dataclass(before) and isinstance(value, dict)
+        changed[name] = with_options(before, value) if inner else tuple(value) if isinstance(value, list) else value
+    return replace(config, **changed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,6 +334,12 @@ def run(config: LtsfConfig) -> None:
 
     from .ltsf_report import write_report
 
+    known = {*get_args(ModelName)}
+    for name in config.models:
+        if name.removesuffix(ALONE) not in known or name == f"linear_ssm{ALONE}":
+            raise DataError(
+                f"--models: {name!r} is none of {', '.join(sorted(known))}, with {ALONE} for a network alone"
+            )
     files = find_files(config)
     runner = Runner(config, files)
     todo = list(cells(config, tuple(files)))
@@ -281,8 +349,14 @@ def run(config: LtsfConfig) -> None:
             if runner.result(cell) is None:
                 with redirect_stdout(StringIO()):
                     runner.run(cell)
-    results = [(cell, runner.result(cell) or {}) for cell in todo]
-    for path in write_report(results, runner.folder):
+    order = {name: i for i, name in enumerate(dict.fromkeys(cell.model for cell in todo))}
+    places = {name: i for i, name in enumerate(files)}
+
+    def key(row: tuple[Cell, dict]) -> tuple:
+        cell = row[0]
+        return places[cell.dataset], order.get(cell.model, len(order)), cell.model, cell.horizon, cell.seed
+
+    for path in write_report(sorted(runner.all_results(), key=key), runner.folder):
         print(path)
 
 

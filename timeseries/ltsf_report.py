@@ -49,7 +49,7 @@ def markdown(results: Sequence) -> str:
     for lookback, dataset in groups:
         rows = [(cell, r) for cell, r in results if (cell.lookback, cell.dataset) == (lookback, dataset)]
         horizons = sorted({cell.horizon for cell, _ in rows})
-        lines = [f"### {dataset}, {TITLES[lookback]}", "", _line("", *map(str, horizons), "average", "CPU s")]
+        lines = [f"### {dataset}, {TITLES[lookback]}", "", _line("", *map(str, horizons), "average", "CPU min")]
         lines.append("|" + "---|" * (len(horizons) + 3))
         for model in dict.fromkeys(cell.model for cell, _ in rows):
             mine = {h: [r for cell, r in rows if cell.model == model and cell.horizon == h] for h in horizons}
@@ -67,12 +67,16 @@ def markdown(results: Sequence) -> str:
 def _own_line(model: str, by_horizon: dict[int, list[dict]]) -> str:
     shown, means = [], []
     for runs in by_horizon.values():
+        if not runs:
+            shown.append("")
+            continue
         mse, mae = ([r[name] for r in runs] for name in ("mse", "mae"))
         means.append((statistics.mean(mse), statistics.mean(mae)))
         spread = f" ±{statistics.stdev(mse):.3f}" if len(runs) > 1 else ""
         shown.append(_pair(means[-1]) + spread)
     seconds = sum(r["seconds"] for runs in by_horizon.values() for r in runs)
-    return _line(model, *shown, _pair(_average(means)), f"{seconds:.0f}")
+    average = _pair(_average(means)) if all(by_horizon.values()) else ""
+    return _line(model, *shown, average, f"{seconds / 60:.1f}")
 
 
 def _published_line(model: str, scores: dict[int, Pair], horizons: Sequence[int]) -> str:
@@ -100,16 +104,18 @@ def _draw(results: Sequence, path: Path) -> None:
     models = [m for m in dict.fromkeys(cell.model for cell, _ in results) if m != "ridge"]
     figure, axes = plt.subplots(1, len(lookbacks), figsize=(5.5 * len(lookbacks), 3.6), sharey=True, squeeze=False)
     for axis, lookback in zip(axes[0], lookbacks, strict=True):
-        average = {
-            (m, d): statistics.mean(
-                r["mse"] for c, r in results if (c.lookback, c.dataset, c.model) == (lookback, d, m)
-            )
-            for m in (*models, "ridge")
-            for d in datasets
+        scores: dict[tuple[str, str], dict[int, list[float]]] = {}
+        for cell, r in results:
+            if cell.lookback == lookback:
+                scores.setdefault((cell.model, cell.dataset), {}).setdefault(cell.horizon, []).append(r["mse"])
+        average = {  # only of models that have every horizon
+            key: statistics.mean(statistics.mean(v) for v in by_horizon.values())
+            for key, by_horizon in scores.items()
+            if len(by_horizon) == len(scores["ridge", key[1]])
         }
         width = 0.8 / len(models)
         for i, model in enumerate(models):
-            heights = [average[model, d] / average["ridge", d] for d in datasets]
+            heights = [average.get((model, d), 0.0) / average.get(("ridge", d), 1.0) for d in datasets]
             axis.bar([k + i * width for k in range(len(datasets))], heights, width, label=model)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_xticks([k + 0.4 - width / 2 for k in range(len(datasets))], datasets)

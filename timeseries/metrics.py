@@ -28,7 +28,9 @@ class Scores:
     """Origins that counted."""
 
 
-def score(method: Method, values: Tensor, origins: range, horizon: int, block: int = 512) -> Scores:
+def score(
+    method: Method, values: Tensor, origins: range, horizon: int, *, block: int = 512, together: bool = False
+) -> Scores:
     """Compare forecasts from every origin with what came; missing values do not count.
 
     Args:
@@ -37,6 +39,7 @@ def score(method: Method, values: Tensor, origins: range, horizon: int, block: i
         origins: Last rows seen.
         horizon: h.
         block: Origins at a time.
+        together: Give the method all series at once, for one that mixes them.
     Returns:
         The scores.
     Raises:
@@ -45,7 +48,7 @@ def score(method: Method, values: Tensor, origins: range, horizon: int, block: i
     rows = torch.arange(origins.start, origins.stop)
     squared, absolute = torch.zeros(horizon, dtype=torch.float64), torch.zeros(horizon, dtype=torch.float64)
     count = torch.zeros(horizon, dtype=torch.float64)
-    for series in values.split(1):
+    for series in values.split(len(values) if together else 1):
         forecast, targets = method(series), series[:, 1:].unfold(1, horizon, 1)
         for part in rows.split(block):
             truth = targets[:, part].double()

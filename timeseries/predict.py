@@ -17,7 +17,8 @@ class PredictConfig:
     run: str = ""
     """Run folder of python -m timeseries.train, or a .safetensors file from one."""
     data: str = ""
-    """CSV file with the columns and the step that the forecaster was trained on; its rows are the past."""
+    """CSV file with the columns and the step that the forecaster was trained on; its rows are the past. Where it was
+    trained with --known columns, rows after the last value bring those for the steps to forecast."""
     output: str = "forecast.csv"
     """CSV file to write: the dates that follow, and for each series a column and one for each of its quantiles."""
     levels: tuple[float, ...] = (0.1, 0.9)
@@ -77,28 +78,55 @@ def predict(config: PredictConfig) -> int:
         forecaster = Forecaster.load(config.run)
     except ValueError as error:
         raise DataError(f"--run {config.run}: {error}") from None
-    table = read_csv(config.data, forecaster.columns)
+    covariates = forecaster.covariates
+    table = read_csv(config.data, (*forecaster.columns, *covariates.columns))
     if table.frequency.offset != forecaster.offset:
         raise DataError(
             f"{config.data}: its step is {table.frequency.offset}, the forecaster was trained on {forecaster.offset}; "
             "give data with that step"
         )
-    future = forecaster.predict(table.values)
-    dates = pd.date_range(table.dates[-1], periods=len(future) + 1, freq=table.frequency.offset)[1:]
-    quantiles = forecaster.quantiles(table.values, levels) if levels else None
+    horizon, count = forecaster.linear.prediction_length, len(forecaster.columns)
+    values, named = _past(config, table.values[:, :count], table.values[:, count:], len(covariates.known), horizon)
+    seen = table.dates[: len(values)]
+    dates = pd.date_range(seen[-1], periods=horizon + 1, freq=table.frequency.offset)[1:]
+    known, inputs = covariates.tables(seen.append(dates), named)
+    inputs = inputs[: len(values)]
+    future = forecaster.predict(values, known, inputs)
+    quantiles = forecaster.quantiles(values, known, inputs, levels) if levels else None
     columns: dict[str, Any] = {"date": dates}
-    for c, name in enumerate(table.columns):
+    for c, name in enumerate(forecaster.columns):
         columns[name] = future[:, c]
-        for level, values in zip(levels, [] if quantiles is None else quantiles, strict=False):
-            columns[f"{name} {level:g}"] = values[:, c]
+        for level, bound in zip(levels, [] if quantiles is None else quantiles, strict=False):
+            columns[f"{name} {level:g}"] = bound[:, c]
     frame = pd.DataFrame(columns)
     frame.to_csv(config.output, index=False)
     picture = config.picture or str(Path(config.output).with_suffix(".png"))
-    plot_future(picture, table.dates, table.values, dates, future, quantiles, table.columns)
+    plot_future(picture, seen, values, dates, future, quantiles, forecaster.columns)
     if levels and quantiles is None:
-        print(f"{config.data}: {len(table.dates)} rows are too few for intervals; the forecast has none")
+        print(f"{config.data}: {len(values)} rows are too few for intervals; the forecast has none")
     print(f"{config.output}: {len(frame)} steps from {dates[0]} to {dates[-1]}")
     return 0
+
+
+def _past(config: PredictConfig, values: Any, named: Any, known: int, horizon: int) -> tuple[Any, Any]:
+    """Rows before the forecast, (t, c), and covariates of those and of the rows to forecast, (t + h, k)."""
+    import numpy as np
+
+    rows = len(values)
+    if known:  # rows at the end that hold nothing but covariates are the future
+        seen = np.flatnonzero(~np.isnan(values).all(1))
+        rows = min(rows, int(seen[-1]) + 1) if len(seen) else rows
+        if len(named) < rows + horizon or np.isnan(named[: rows + horizon, :known]).any():
+            raise DataError(
+                f"{config.data}: covariates that are known for the future need {horizon} rows after the last value, "
+                f"with nothing missing in them; there are {len(named) - rows}"
+            )
+    padded = np.full((rows + horizon, named.shape[1]), np.nan)
+    padded[: min(len(named), rows + horizon)] = named[: rows + horizon]
+    padded[rows:, known:] = 0.0
+    if np.isnan(padded[:, known:]).any() or (known and np.isnan(padded[:, :known]).any()):
+        raise DataError(f"{config.data}: a covariate has empty cells; fill them")
+    return values[:rows], padded
 
 
 if __name__ == "__main__":

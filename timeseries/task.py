@@ -14,32 +14,34 @@ LOSSES = {"mae": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
 
 
 class Windows(Dataset):
-    """(past, future) of all series around one origin: shapes (c, t) and (c, h), NaN where missing.
+    """(past, inputs, future) of all series around one origin: shapes (c, t), (k, t), (c, h), NaN where missing.
 
     Args:
         values: All series in standard units, float32, shape (c, rows).
+        inputs: Covariates, float32, shape (rows, k).
         origins: Last rows seen.
         context_length: t.
         prediction_length: h.
     """
 
-    def __init__(self, values: Tensor, origins: range, context_length: int, prediction_length: int):
-        self.values, self.origins = values, origins
+    def __init__(self, values: Tensor, inputs: Tensor, origins: range, context_length: int, prediction_length: int):
+        self.values, self.inputs, self.origins = values, inputs, origins
         self.context_length, self.prediction_length = context_length, prediction_length
 
     def __len__(self) -> int:
         return len(self.origins)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         now = self.origins[index] + 1
-        return self.values[:, now - self.context_length : now], self.values[:, now : now + self.prediction_length]
+        seen = slice(now - self.context_length, now)
+        return self.values[:, seen], self.inputs[seen].T, self.values[:, now : now + self.prediction_length]
 
 
 class ForecastTask(pl.LightningModule):
-    """Train `model(past) -> future` on windows; log val_mse and val_mae over all observed values.
+    """Train `model(past, inputs) -> future` on windows; log val_mse and val_mae over all observed values.
 
     Args:
-        model: (b, c, t) to (b, c, h).
+        model: (b, c, t) and (b, k, t) to (b, c, h).
         loss: Name of the loss on the observed values.
         lr: Peak learning rate.
         weight_decay: Of the parameters that decay.
@@ -53,10 +55,10 @@ class ForecastTask(pl.LightningModule):
         self.model, self.loss = model, LOSSES[loss]
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the observed targets, shapes (b, c, t) and (b, c, h)."""
-        past, future = batch
-        forecast, present = self.model(past), ~future.isnan()
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss over the observed targets, shapes (b, c, t), (b, k, t) and (b, c, h)."""
+        past, inputs, future = batch
+        forecast, present = self.model(past, inputs), ~future.isnan()
         # Where a target is missing the forecast stands in for it: no loss, no gradient, no data-dependent shape.
         error = self.loss(forecast, torch.where(present, future, forecast.detach()), reduction="sum")
         return error / present.sum().clamp_min(1)
@@ -65,11 +67,11 @@ class ForecastTask(pl.LightningModule):
         """Sums over the part, so that the last, smaller batch weighs no more than it should."""
         self.sums = torch.zeros(3, dtype=torch.float64)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Add up squared and absolute errors."""
-        past, future = batch
+        past, inputs, future = batch
         present = ~future.isnan()
-        error = torch.where(present, self.model(past) - future, 0.0)
+        error = torch.where(present, self.model(past, inputs) - future, 0.0)
         self.sums += torch.stack([error.square().sum(), error.abs().sum(), present.sum()]).double().cpu()
 
     def on_validation_epoch_end(self) -> None:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ssmcore.engine import cli
 
     words = sys.argv[1:] if argv is None else list(argv)
-    usage = "--data FILE.csv [--prediction-length 96] [--model linear_ssm|s4d|mamba] [options]"
+    usage = "--data FILE.csv [--prediction-length 96] [--model linear_ssm|s_mamba|...] [options]"
     config = cli.parse(TrainConfig, words, prog=PROG, usage=usage, recipes=RECIPES)
     try:
         return run(config)
@@ -46,19 +46,20 @@ def run(config: TrainConfig) -> int:
     Raises:
         DataError: The data or the options cannot be used.
     """
-    from .data import make_split, read_csv
+    from .covariates import read_series_and_covariates
+    from .data import make_split
 
     if not config.data:
         raise DataError("give a CSV file with --data FILE.csv")
     context_length = resolve_context(config)
-    table = read_csv(config.data, config.columns)
+    table, named = read_series_and_covariates(config)
     split = make_split(table, config.split, context_length, config.prediction_length)
 
     from ssmcore.engine import Interrupted, NonFiniteError
 
     from .experiment import Experiment
 
-    experiment = Experiment(config, table, split, context_length)
+    experiment = Experiment(config, table, split, context_length, named)
     try:
         experiment.train()
     except Interrupted as stop:

@@ -117,17 +117,32 @@ def cut_entries():
 def small():
     """Options that make any estimator quick: `small(kind, **more)` gives an untrained estimator."""
     from timeseries import estimator
-    from timeseries.config import FitConfig, LinearSSMConfig, PatchConfig, StreamConfig
+    from timeseries.config import (
+        FitConfig,
+        LinearSSMConfig,
+        PatchConfig,
+        SimbaConfig,
+        SMambaConfig,
+        StreamConfig,
+        TimeMachineConfig,
+    )
 
     linear = LinearSSMConfig(time_constants=(2.0, 24.0), daily_harmonics=2, weekly_harmonics=0)
     stream = StreamConfig(d_model=4, num_layers=1, origins=4, dropout=0.0)
     patch = PatchConfig(d_model=4, num_layers=1, d_state=4, patch_length=8, stride=8, dropout=0.0)
+    variates = SMambaConfig(d_model=8, d_ff=8, num_layers=1, dropout=0.0)
+    scales = TimeMachineConfig(n1=8, n2=4, dropout=0.0)
+    spectral = SimbaConfig(d_model=8, num_layers=1, blocks=2, patch_length=8, stride=8, dropout=0.0)
+    tiny = {"name": "mamba", "d_state": 2, "d_conv": 2, "expand": 1}
     fit = FitConfig(epochs=1, steps_per_epoch=2, batch_size=4, accelerator="cpu", memory=40)
     kinds = {
         "linear": (estimator.LinearSSMEstimator, {}),
         "s4d": (estimator.S4DForecaster, {"mixer": {"name": "s4d", "d_state": 4}, "stack": stream}),
         "mamba": (estimator.MambaForecaster, {"mixer": {"name": "mamba", "d_state": 4}, "stack": stream}),
         "patch": (estimator.MambaForecaster, {"mixer": "mamba", "stack": patch, "context_length": 24}),
+        "s_mamba": (estimator.SMambaForecaster, {"stack": variates, "context_length": 24}),
+        "time_machine": (estimator.TimeMachineForecaster, {"mixer": tiny, "stack": scales, "context_length": 24}),
+        "simba": (estimator.SimbaForecaster, {"mixer": tiny, "stack": spectral, "context_length": 24}),
     }
 
     def make(kind, prediction_length=6, **more):

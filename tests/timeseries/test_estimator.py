@@ -21,7 +21,7 @@ from timeseries.config import FitConfig
 from timeseries.heads import OUTPUTS
 from timeseries.predictor import SSMPredictor
 
-KINDS = ["linear", "s4d", "mamba", "patch"]
+KINDS = ["linear", "s4d", "mamba", "patch", "s_mamba", "time_machine", "simba"]
 
 
 def finite(forecasts, horizon=6, channels=None):
@@ -198,7 +198,7 @@ def test_seeds_repeat(kind, small, make_entries):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, object])
-@pytest.mark.parametrize("kind", ["linear", "mamba"])
+@pytest.mark.parametrize("kind", ["linear", "mamba", "s_mamba"])
 def test_targets_of_any_type(kind, dtype, small, make_entries):
     data = [{**entry, "target": np.round(entry["target"] * 10).astype(dtype)} for entry in make_entries()]
     finite(list(small(kind).train(data).predict(data)))
@@ -248,7 +248,7 @@ def test_the_console_and_the_working_folder_stay_clean(small, make_entries, tmp_
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("error")
-        for kind in ("linear", "s4d"):
+        for kind in ("linear", "s4d", "s_mamba", "time_machine", "simba"):
             list(small(kind).train(make_entries()).predict(make_entries()))
     assert (out.getvalue(), err.getvalue()) == ("", "")
     assert not list(Path(tmp_path).iterdir())
@@ -285,9 +285,23 @@ def test_any_mixer(mixer, small, make_entries):
         ({"context_length": 0}, "SSMEstimator: context_length=0, expected at least 1"),
         ({"freq": "fortnight"}, "freq='fortnight' is no frequency that pandas knows"),
         ({"output": "gauss"}, "unknown output 'gauss'"),
-        ({"mixer": "s4d", "stack": 3}, "stack is 3, expected a StreamConfig or a PatchConfig"),
+        ({"mixer": "s4d", "stack": 3}, "stack is 3, expected one of StreamConfig, PatchConfig, SMambaConfig"),
     ],
 )
 def test_refused_options(options, message):
     with pytest.raises(ValueError, match=message):
         SSMEstimator(**{"prediction_length": 3, **options})
+
+
+@pytest.mark.parametrize("kind", ["patch", "s_mamba", "time_machine", "simba"])
+def test_networks_can_be_traced(kind, small, make_entries):
+    """torch.jit.trace, as GluonTS's own tests do with its modules."""
+    network = small(kind).train(make_entries(channels=2)).network.encoder.network
+    torch.manual_seed(0)
+    torch.nn.init.normal_(network.head.weight)
+    past = torch.randn(3, 2, 24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that become constants: the shapes
+        traced = torch.jit.trace(network, (past,))
+    other = torch.randn(3, 2, 24)
+    torch.testing.assert_close(traced(other), network(other))

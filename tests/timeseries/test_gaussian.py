@@ -1,12 +1,14 @@
 """Structural and DeepState estimators: what GluonTS asks of its own, and exactness."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from gluonts.model.predictor import Predictor
 
-from timeseries import DeepStateEstimator, StructuralEstimator
+from timeseries import DeepStateEstimator, StructuralEstimator, from_pandas
 from timeseries.config import FitConfig, StructuralConfig
 from timeseries.gaussian import candidates
 
@@ -86,9 +88,51 @@ class TestBattery:
         predictor = build(kind).train(data)
         finite(list(predictor.predict([{**data[0], "target": np.array([4.0])}])))
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, object])
+    def test_targets_of_any_type_and_validation_data(self, kind, dtype):
+        data = [{**e, "target": np.round(e["target"] * 10).astype(dtype)} for e in entries()]
+        finite(list(build(kind).train(data, data).predict(data)))
+
+    @pytest.mark.parametrize("freq", ["ME", "QE", "MS", "YE", "B", "min", "10s"])
+    def test_names_of_frequencies(self, kind, freq):
+        series = pd.Series(np.sin(np.arange(70.0)), index=pd.date_range("1950-01-31", periods=70, freq=freq))
+        data = from_pandas(series, freq=freq)
+        finite(list(build(kind, freq=freq).train(data).predict(data)))
+
+    def test_train_from(self, kind):
+        data = entries()
+        first = build(kind).train(data)
+        again = build(kind).train_from(first, data)
+        finite(list(again.predict(data)))
+        with pytest.raises(ValueError, match="train_from: the predictor was trained with other options"):
+            build(kind).__class__(7).train_from(first, data)
+
+    def test_seeds_repeat_and_devices_are_taken(self, kind, tmp_path):
+        data = entries()
+        predictor = build(kind).train(data)
+        assert predictor == build(kind).train(data)
+        predictor.serialize(tmp_path)
+        assert Predictor.deserialize(tmp_path, device="cpu") == predictor
+
+    def test_a_horizon_longer_than_the_history(self, kind):
+        data = [{**e, "target": e["target"][:4]} for e in entries()]
+        finite(list(build(kind).train(data).predict(data)))
+
+    def test_the_console_and_the_working_folder_stay_clean(self, kind, tmp_path, monkeypatch, capfd):
+        monkeypatch.chdir(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            list(build(kind).train(entries()).predict(entries()))
+        assert capfd.readouterr() == ("", "")
+        assert not list(tmp_path.iterdir())
+
     def test_bad_series_are_named(self, kind):
         data = entries()
         predictor = build(kind).train(data)
+        with pytest.raises(ValueError, match="'i0'.*target is inf"):
+            list(predictor.predict([{**data[0], "target": np.array([1.0, np.inf])}]))
+        with pytest.raises(ValueError, match="its frequency is 'D', the others have 'h'"):
+            build(kind).train([data[0], {**data[1], "start": pd.Period("2024-01-01", "D")}])
         with pytest.raises(ValueError, match="'i0'.*no observed value"):
             list(predictor.predict([{**data[0], "target": np.full(9, np.nan)}]))
         with pytest.raises(ValueError, match="'i0'.*frequency"):

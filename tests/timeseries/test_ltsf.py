@@ -96,16 +96,114 @@ def test_the_ridge_baseline_is_least_squares(folder):
     torch.testing.assert_close(model.from_origins(values)(torch.tensor([104]))[:, 0], expected, rtol=1e-8, atol=1e-8)
 
 
+WEATHER = (
+    "p (mbar),T (degC),Tpot (K),Tdew (degC),rh (%),VPmax (mbar),VPact (mbar),VPdef (mbar),sh (g/kg),H2OC (mmol/mol),"
+    "rho (g/m**3),wv (m/s),max. wv (m/s),wd (deg),rain (mm),raining (s),SWDR (W/m\ufffd),PAR (\ufffdmol/m\ufffd/s),"
+    "max. PAR (\ufffdmol/m\ufffd/s),Tlog (degC),OT"
+).split(",")
+ILI = "% WEIGHTED ILI,%UNWEIGHTED ILI,AGE 0-4,AGE 5-24,ILITOTAL,NUM. OF PROVIDERS,OT".split(",")
+NUMBERED = [*map(str, range(320)), "OT"]
+SHAPES = {  # file, header, rows, step, windows of the first horizon in the test part as the literature counts them
+    "ILI": ("national_illness.csv", ILI, 966, "7D", "2002-01-01", 24, 170),
+    "Weather": ("weather.csv", WEATHER, 52696, "10min", "2020-01-01 00:10", 96, 10444),
+    "Electricity": ("electricity.csv", NUMBERED, 26304, "h", "2016-07-01 02:00", 96, 5165),
+    "Traffic": ("traffic.csv", [*map(str, range(861)), "OT"], 17544, "h", "2016-07-01 02:00", 96, 3413),
+}
+
+
+def full_size(name, folder):
+    """A file with the header, the rows and the calendar of the real one; Weather's leaves eight steps out."""
+    stem, columns, rows, step, first, _, _ = SHAPES[name]
+    rng, count = np.random.default_rng(0), len(columns)
+    dates = pd.date_range(first, periods=rows + 8, freq=step)
+    dates = dates.delete(range(20000, 20008)) if name == "Weather" else dates[:rows]
+    season = {"7D": 52, "10min": 144, "h": 24}[step]
+    wave = np.sin(2 * np.pi * (np.arange(rows)[:, None] / season + rng.random(count)))
+    values = np.round(wave + 0.1 * rng.normal(size=(rows, 1)), 3)
+    head, body = ",".join(["date", *columns]), zip(dates.astype(str), values.astype(str), strict=True)
+    text = "\n".join([head, *(",".join([date, *row]) for date, row in body)]) + "\n"
+    (folder / stem).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["ILI", "Weather", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Electricity", "Traffic"))]
+)
+def test_files_of_the_shape_of_the_real_ones(name, tmp_path):
+    full_size(name, tmp_path)
+    *_, horizon, windows = SHAPES[name]
+    options = config(tmp_path, horizons=(horizon,), lookbacks=("short",), models=())
+    files = ltsf.find_files(options)
+    assert set(files) == {name}
+    runner = ltsf.Runner(options, files)
+    results = {
+        cell.model: runner.run(cell)
+        for cell in ltsf.cells(options, tuple(files))
+        if cell.model != "ridge" or name == "ILI"
+    }
+    assert {r["windows"] for r in results.values()} == {windows}
+    assert results["seasonal_naive"]["mse"] < results["naive"]["mse"]
+    assert len(runner.table(name).columns) == len(SHAPES[name][1])
+
+
+def test_linear_ssm_on_a_file_of_the_shape_of_ili(tmp_path):
+    full_size("ILI", tmp_path)
+    ltsf.run(config(tmp_path, horizons=(24,)))
+    rows = list(csv.DictReader((tmp_path / "out/ltsf.csv").open()))
+    mse = {(r["lookback"], r["model"]): float(r["mse"]) for r in rows}
+    assert mse["free", "linear_ssm"] < 0.2 * mse["free", "naive"]
+    assert {r["windows"] for r in rows} == {"170"}
+
+
+def test_covariates_are_read_and_not_forecast(folder):
+    """A column that drives the others one step later pays where its future is known, and makes a table of its own."""
+    rng = np.random.default_rng(0)
+    driver = rng.normal(size=600)
+    frame = pd.DataFrame({"a": 2 * driver + 0.1 * rng.normal(size=600), "b": -driver, "driver": driver})
+    frame.insert(0, "date", pd.date_range("2020-01-01", periods=600, freq="h"))
+    frame.to_csv(folder / "weather.csv", index=False)
+    options = {"datasets": ("Weather",), "horizons": (8,), "lookbacks": ("short",)}
+    mse = {}
+    for role in ({}, {"known": ("driver",)}, {"past": ("driver",)}):
+        ltsf.run(config(folder, **options, **role))
+        rows = {r["model"]: float(r["mse"]) for r in csv.DictReader((folder / "out/ltsf.csv").open())}
+        mse[next(iter(role), "none")] = rows["linear_ssm"]
+    assert mse["known"] < 0.1 * mse["past"]
+    assert len(list((folder / "out/cells").iterdir())) == 12
+    train = {"epochs": 1, "steps_per_epoch": 2, "s_mamba": {"d_model": 8, "d_ff": 8, "num_layers": 1}}
+    for models in (("s_mamba",), ("s_mamba-alone",)):
+        ltsf.run(config(folder, **options, past=("driver",), models=models, seeds=1, train=train))
+    rows = [r["model"] for r in csv.DictReader((folder / "out/ltsf.csv").open())]
+    assert set(rows) == {*ltsf.BASELINES, "linear_ssm", "s_mamba", "s_mamba-alone"}
+
+
+@pytest.mark.parametrize("model", ["mamba", "time_machine", "simba"])
+def test_every_network_fills_its_cell(model, folder):
+    small = {
+        "patch": {"d_model": 4, "num_layers": 1, "d_state": 4},
+        "time_machine": {"n1": 8, "n2": 4},
+        "simba": {"d_model": 8, "num_layers": 1, "blocks": 2},
+    }
+    train = {"epochs": 1, "steps_per_epoch": 2, **small}
+    options = {"datasets": ("Weather",), "horizons": (8,), "lookbacks": ("short",), "seeds": 1}
+    ltsf.run(config(folder, **options, models=(model, f"{model}-alone"), train=train))
+    rows = {r["model"]: float(r["mse"]) for r in csv.DictReader((folder / "out/ltsf.csv").open())}
+    assert rows[model] < rows["naive"]
+    assert np.isfinite(rows[f"{model}-alone"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"data_dir": "/nowhere"}, "give a folder with --data-dir"),
         ({"datasets": ("Traffic",)}, "there is no file for Traffic"),
+        ({"models": "[linear_ssm-alone]"}, "--models: 'linear_ssm-alone' is none of"),
+        ({"train": "{epoch: 3}"}, "--train: 'epoch' is no option of TrainConfig"),
     ],
 )
 def test_absent_data_get_a_sentence(folder, options, message, capsys):
     words = [f"--data-dir={options.get('data_dir', folder)}", f"--output={folder / 'out'}"]
     if "datasets" in options:
         words.append("--datasets=[Traffic]")
+    words += [f"--{name}={options[name]}" for name in ("models", "train") if name in options]
     assert ltsf.main(words) == 2
     assert message in capsys.readouterr().err

@@ -8,7 +8,7 @@ from timeseries import from_pandas
 from timeseries.frequency import periods_of
 from timeseries.series import period_freq
 
-KINDS = ["linear", "s4d", "patch"]
+KINDS = ["linear", "s4d", "patch", "s_mamba", "time_machine", "simba"]
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -7,7 +7,7 @@ import torch
 from timeseries import at_rate
 from timeseries.config import FitConfig
 
-KINDS = ["linear", "s4d", "mamba", "patch"]
+KINDS = ["linear", "s4d", "mamba", "patch", "s_mamba", "time_machine", "simba"]
 STEPS = 50
 
 
@@ -45,7 +45,7 @@ def test_updates_equal_the_whole_history(kind, output, small, make_entries, cut_
     agree(predictor.forecast(), predictor.predict(data))
 
 
-@pytest.mark.parametrize("kind", ["linear", "mamba"])
+@pytest.mark.parametrize("kind", ["linear", "mamba", "patch", "s_mamba", "time_machine", "simba"])
 def test_with_covariates_and_channels(kind, small, make_entries, cut_entries):
     data = make_entries(length=220, features=True, channels=2)
     predictor = train(small, kind, cut_entries(data, 6))

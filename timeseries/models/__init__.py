@@ -7,7 +7,11 @@ _HOME = {
     "default_poles": "linear_ssm",
     "fit_linear_ssm": "ridge",
     "RidgeReport": "ridge",
-    "PatchForecaster": "patch_forecaster",
+    "WindowForecaster": "window_forecaster",
+    "PatchNetwork": "patch_network",
+    "SMamba": "s_mamba",
+    "TimeMachine": "time_machine",
+    "Simba": "simba",
 }
 __all__ = sorted(_HOME)
 

@@ -5,15 +5,17 @@ from typing import Any
 
 import torch
 
-from ..config import PatchConfig, StreamConfig
+from ..config import StreamConfig
 from .linear_base import LinearBase
 from .linear_ssm import LinearSSM
 from .network import Network
-from .patch_encoder import PatchEncoder
 from .stream_encoder import StreamEncoder
 from .window import Sizes
+from .window_encoder import WindowEncoder, start_at_zero
+from .window_forecaster import NETWORKS, WindowConfig, build_network
 
-STACKS = {"stream": StreamConfig, "patch": PatchConfig}
+StackConfig = StreamConfig | WindowConfig
+STACKS: dict[str, type] = {"stream": StreamConfig, **{name: config for config, (name, _) in NETWORKS.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,10 @@ class Blueprint:
     """Name and arguments of the head, from `heads.describe_output`."""
     mixer: Any = None
     """Of the encoder, as a name or a dict; None for no encoder."""
-    stack: StreamConfig | PatchConfig | None = None
+    stack: StackConfig | None = None
     """Which encoder, and its sizes."""
     context_length: int = 0
-    """Steps of a training window: what patches see, and the time constant of the stream encoder's normalisation."""
+    """Steps of a training window: what a window network sees; the time constant of a stream encoder's normalisation."""
 
     def build(self) -> Network:
         """A new network; its tensors are to be fitted or loaded.
@@ -49,7 +51,8 @@ class Blueprint:
         if isinstance(self.stack, StreamConfig):
             encoder = StreamEncoder(self.sizes, head.width, self.mixer, self.context_length, self.stack)
         elif self.stack is not None:
-            encoder = PatchEncoder(self.sizes, head.width, self.mixer, self.context_length, self.stack)
+            network = build_network(self.stack, self.sizes, head.width, self.mixer, self.context_length)
+            encoder = WindowEncoder(start_at_zero(network))
         return Network(LinearBase(linear, self.sizes.known), encoder, head, self.sizes)
 
     def to_dict(self) -> dict[str, Any]:

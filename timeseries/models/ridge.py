@@ -143,8 +143,13 @@ def _cut(
 
 
 def out_of_sample(
-    model: LinearSSM, values: Tensor, train: range, validation: range, strengths: Sequence[float], folds: int
-) -> Tensor:
+    model: LinearSSM,
+    values: Tensor,
+    train: range,
+    validation: range,
+    strengths: Sequence[float],
+    folds: int,
+) -> tuple[Tensor, _Moments]:
     """Mean squared error of every strength on rows that its read-out has not been fitted to.
 
     The training origins are cut into `folds` stretches of time; each is scored by the fit to the others, less the rows
@@ -160,7 +165,7 @@ def out_of_sample(
         strengths: Candidates.
         folds: At least 2.
     Returns:
-        float64, shape (s,).
+        float64, shape (s,); and the sums over all training rows.
     Raises:
         ValueError: Fewer than 2 folds, or fewer training windows than folds.
     """
@@ -189,7 +194,7 @@ def out_of_sample(
         rest = _Moments(*sizes).include(total).include(part, -1).include(gap, -1)
         more, rows = part.errors(*rest.solve(strengths))
         errors, count = errors + more, count + rows
-    return errors / count.clamp_min(1)
+    return errors / count.clamp_min(1), total
 
 
 Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -223,15 +228,22 @@ def fit_linear_ssm(
         ValueError: No candidate, a negative one, an unknown `select`, or a single fold.
     """
     strengths = tuple(DEFAULT_RIDGE if strengths is None else strengths)
-    pooled = out_of_sample(model, values, train, validation, strengths, folds) if folds and strengths else None
 
     def rows(origins: range) -> Iterator[tuple[Tensor, Tensor]]:
         for features, last, targets in windows(model, values, origins):
             yield features, targets - last[:, None]
 
-    chosen = None if pooled is None else int(pooled.argmin())
+    pooled, moments = None, None
+    if folds and strengths:
+        pooled, moments = out_of_sample(model, values, train, validation, strengths, folds)
     report = fit_read_out(
-        model, lambda: rows(train), lambda: rows(validation), strengths=strengths, select=select, chosen=chosen
+        model,
+        lambda: rows(train),
+        lambda: rows(validation),
+        strengths=strengths,
+        select=select,
+        chosen=None if pooled is None else int(pooled.argmin()),
+        moments=moments,
     )
     return report if pooled is None else replace(report, pooled=tuple(pooled.tolist()))
 
@@ -245,6 +257,7 @@ def fit_read_out(
     select: str = "mae",
     keep: bool = False,
     chosen: int | None = None,
+    moments: _Moments | None = None,
 ) -> RidgeReport:
     """As `fit_linear_ssm`, from features and targets that the caller cuts.
 
@@ -256,6 +269,7 @@ def fit_read_out(
         keep: Shrink towards the read-out that the model has, in place of the naive forecast: what remains of it where
             the new rows say nothing.
         chosen: Which candidate to take; None for the best by `select`.
+        moments: Sums over the training rows, where they are known; `train` is not asked then.
     Returns:
         Every candidate's validation scores.
     Raises:
@@ -266,9 +280,10 @@ def fit_read_out(
         raise ValueError(f"fit_linear_ssm: strengths must be non-negative and at least one, got {strengths}")
     if select not in ("mae", "mse"):
         raise ValueError(f"fit_linear_ssm: select={select!r}, expected 'mae' or 'mse'")
-    moments = _Moments(len(model.feature_mean), model.prediction_length)
-    for features, targets in train():
-        moments.add(features, targets - _read(model, features) if keep else targets)
+    if moments is None:
+        moments = _Moments(len(model.feature_mean), model.prediction_length)
+        for features, targets in train():
+            moments.add(features, targets - _read(model, features) if keep else targets)
     mean, scale, weight, bias = moments.solve(strengths)
     if keep:  # the old read-out in the units of the new features
         weight = weight + model.weight * (scale / model.feature_scale)[:, None]

@@ -149,8 +149,8 @@ def compete(visit: Visit) -> Contest:
         experiment.train()
         seconds[name] = time.monotonic() - started
         forecaster = Forecaster.load(experiment.run_dir)
-        methods[name] = forecaster.from_origins
-    methods[LINEAR_SHORT] = replace(forecaster, model=forecaster.linear).from_origins  # what Mamba was put on
+        methods[name] = forecaster.method(experiment.known)
+    methods[LINEAR_SHORT] = replace(forecaster, model=forecaster.linear).method(experiment.known)  # Mamba's base
     season = table.frequency.season
     methods[f"last year again ({season} weeks)"] = partial(seasonal_naive, horizon=HORIZON, season=season)
     methods["last value again"] = partial(naive, horizon=HORIZON)

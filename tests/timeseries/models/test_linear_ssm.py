@@ -214,7 +214,7 @@ def test_out_of_sample_errors_are_those_of_refitting_every_fold(missing):
         x[-1, 150] = math.nan
     train, validation, horizon, strengths = range(5, 170), range(170, 220), 4, (1e-3, 0.1, math.inf)
     ssm = LinearSSM(horizon, *default_poles((8,), None, harmonics=(2,)))
-    found = out_of_sample(ssm, x, train, validation, strengths, 3)
+    found, _ = out_of_sample(ssm, x, train, validation, strengths, 3)
     expected = torch.zeros(len(strengths), dtype=torch.float64)
     count = 0
     bounds = [5, 60, 115, 170]

@@ -1,4 +1,4 @@
-"""PatchForecaster starts as LinearSSM, keeps series apart, and takes missing values."""
+"""WindowForecaster starts as LinearSSM, keeps series apart, and takes missing values."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from timeseries.config import PatchConfig
 from timeseries.models.linear_ssm import LinearSSM, default_poles
-from timeseries.models.patch_forecaster import PatchForecaster
+from timeseries.models.window_forecaster import WindowForecaster
 
 SMALL = PatchConfig(d_model=8, num_layers=1, d_state=4, patch_length=8, stride=6, dropout=0.0)
 
@@ -16,7 +16,7 @@ def build(mixer="s4d", trained=True):
     torch.manual_seed(0)
     linear = LinearSSM(5, *default_poles((24,), 48), context_length=48)
     linear.weight.normal_(0, 0.1)
-    model = PatchForecaster(linear, mixer, SMALL).eval()
+    model = WindowForecaster(linear, mixer, SMALL).eval()
     if trained:
         torch.nn.init.normal_(model.encoder.head.weight, 0, 0.1)
     return model
@@ -59,7 +59,7 @@ def test_only_the_new_part_is_trained():
 
 def test_refuses_unlimited_memory_and_patches_that_do_not_fit():
     with pytest.raises(ValueError, match="needs a finite context_length"):
-        PatchForecaster(LinearSSM(5, *default_poles((24,), None)), "s4d", SMALL)
+        WindowForecaster(LinearSSM(5, *default_poles((24,), None)), "s4d", SMALL)
     short = LinearSSM(5, *default_poles((24,), 6), context_length=6)
     with pytest.raises(ValueError, match="expected 1 <= patch_length <= context_length=6"):
-        PatchForecaster(short, "s4d", SMALL)
+        WindowForecaster(short, "s4d", SMALL)
