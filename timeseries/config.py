@@ -179,7 +179,8 @@ class TrainConfig:
     model: ModelName = "linear_ssm"
     """linear_ssm is fitted in closed form, in seconds; the others are networks that are trained by gradient."""
     base: Literal["linear_ssm", "none"] = "linear_ssm"
-    """What a network is added to: linear_ssm, from which it then starts; or none, the network as published."""
+    """What a network is added to: linear_ssm, from which it then starts; or none, the network as published, which sees
+    the series themselves, without a cycle taken off."""
     columns: tuple[str, ...] | None = None
     """Value columns to use; None takes all of them that are no covariates."""
     known: tuple[str, ...] = ()

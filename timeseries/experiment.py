@@ -70,6 +70,9 @@ class Experiment:
         table, parts = self.table, ", ".join(f"{p} {end - start}" for p, (start, end) in self._parts().items())
         shape = f"{len(table.dates)} rows x {len(table.columns)} columns, step {table.frequency.offset}"
         print(f"{table.source}: {shape}, split {self.split.name} (rows: {parts})")
+        if self.config.base == "none" and self.config.model != "linear_ssm":
+            self._fit_network(self._linear())  # of which only the length of the windows counts
+            return
         linear, report = self._fit_linear()
         if self.config.model == "linear_ssm":
             self._log_ridge(report)
@@ -151,7 +154,10 @@ class Experiment:
             effect, linear = KnownEffect(self.known.shape[1], len(self.values)), self._linear()
             if taken:
                 effect.fit(self.values, self.known, self.split.train)
-            tried.append((self._fit_read_out(linear, effect, folds), linear, effect))
+            report = self._fit_read_out(linear, effect, folds)
+            tried.append((report, linear, effect))
+            if math.isinf(report.strengths[report.chosen]) and not self.covariates.known:
+                break  # the folds say that nothing can be learned: one validation part shall not overrule them
         report, linear, self.effect = min(tried, key=lambda found: getattr(found[0], options.select)[found[0].chosen])
         linear, loss = self._choose_median(linear, report)
         ridge = report.strengths[report.chosen]
@@ -180,7 +186,7 @@ class Experiment:
     def _choose_median(self, linear: LinearSSM, report: RidgeReport) -> tuple[LinearSSM, str]:
         """The read-out of least squares or that of least absolute errors, and its name."""
         options = self.config.linear
-        if options.median:
+        if options.median and math.isfinite(report.strengths[report.chosen]):
             median = deepcopy(linear)
             fit_median(median, self.values - self.effect(self.known), self._origins("train"))
             scores = self.score(self._forecaster(median), self._origins("validation"))
