@@ -60,16 +60,15 @@ def upstream_config(weights: Mapping[str, Tensor]) -> SaShiMiConfig:
     centre = _residuals(weights, "c_layers")
     if not ups or not centre:
         raise AudioError("these are not SaShiMi's weights: there is no u_layers or no c_layers among them")
-    d_model = weights["norm.weight"].shape[0]
-    pools, expand, width = [], 2, d_model
-    for i in ups:  # from the centre outwards
+    d_model = width = weights["norm.weight"].shape[0]
+    pools, expand = [], 2
+    for i in reversed(ups):  # from the outside to the centre
         up = _linear(weights, f"u_layers.{i}.0.linear.")[0]
-        widths = d_model * 2 ** (len(ups) - 1 - i)
-        pools.insert(0, up.shape[0] // widths)
-        expand = up.shape[1] // widths
+        pools.append(up.shape[0] // width)
+        expand, width = up.shape[1] // width, up.shape[1]
+    _refuse_other_forms(weights)
     cores = [p for p in centre if _kernel(weights, p)]
     kernel, out = _kernel(weights, cores[0]), _linear(weights, cores[0], "output_linear")[0]
-    width = d_model * expand ** len(ups)
     systems = kernel["B"].shape[1]
     options = {"d_state": 2 * kernel["C"].shape[2], "systems": None if systems == width else systems}
     options |= {"out": "glu" if out.shape[0] == 2 * width else "linear"}
@@ -90,6 +89,15 @@ def upstream_config(weights: Mapping[str, Tensor]) -> SaShiMiConfig:
         form="unet" if _residuals(weights, "d_layers") else "decoder",
         norm="scalar" if any(name.endswith("norm.m") for name in weights) else "layer",
     )
+
+
+def _refuse_other_forms(weights: Mapping[str, Tensor]) -> None:
+    """What would be left out without a word must not load."""
+    if found := [name for name in weights if re.search(r"\.(input_linear|input_gate|output_gate)\.", name)]:
+        raise AudioError(f"upstream's gated blocks ({found[0]}) are not read, only those with an output map")
+    if found := [name for name, t in weights.items() if re.search(r"\.kernel\.(.*\.)?C$", name) and t.shape[0] != 1]:
+        raise AudioError(f"{found[0]} has {weights[found[0]].shape[0]} read-outs, expected 1: models that look both "
+                         "ways cannot make a sample after another")  # fmt: skip
 
 
 def checkpoint_filter_fn(weights: Mapping[str, Any], model: SaShiMi, steps: StepTransform = "exp") -> dict[str, Tensor]:

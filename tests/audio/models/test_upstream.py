@@ -215,3 +215,21 @@ def test_what_is_no_sashimi_is_refused(tmp_path):
     del weights["u_layers.0.1.layer.layer.kernel.B"]
     with pytest.raises(AudioError, match="without B"):
         load_upstream(weights)
+
+
+def test_pools_and_expansion_are_read_off_the_maps():
+    w = upstream_weights("s4d", False)
+    del w["u_layers.0.0.linear.weight"], w["u_layers.0.0.linear.bias"]
+    w["u_layers.0.0.linear.weight"] = torch.zeros(4 * H * 3, 16 * H, 1)  # the inner pool: 3, from 16 H to 4 H channels
+    w["u_layers.1.0.linear.weight"] = torch.zeros(H * 2, 4 * H, 1)
+    config = upstream.upstream_config(w)
+    assert (config.d_model, config.pool, config.expand) == (H, (2, 3), 4)
+
+
+def test_forms_that_would_lose_weights_are_refused():
+    for name, tensor, text in (
+        ("c_layers.0.layer.output_gate.weight", torch.zeros(2, 2), "gated blocks"),
+        ("c_layers.0.layer.layer.kernel.C", torch.randn(2, 2 * H, N, 2), "2 read-outs"),
+    ):
+        with pytest.raises(AudioError, match=text):
+            load_upstream({**upstream_weights("s4d", False), name: tensor})
