@@ -70,7 +70,8 @@ def evaluate(config: EvaluateConfig) -> "Scores":
     seconds = time.monotonic() - started
     print(f"top-1 {scores.top1:.2f} %  top-5 {scores.top5:.2f} %  loss {scores.loss:.4f}  ({scores.images} images)")
     if bad:
-        print(f"{len(bad)} images could not be read and do not count")
+        plural = ("", "does") if len(bad) == 1 else ("s", "do")
+        print(f"{len(bad)} image{plural[0]} could not be read and {plural[1]} not count")
     worst = sorted((r, name) for r, name in zip(scores.recall, classifier.classes, strict=True) if r == r)
     print("hardest: " + ", ".join(f"{name} {recall:.1f} %" for recall, name in worst[:MOST_CLASSES]))
     print(f"{scores.images / seconds:.0f} images/s with loading, on {device.type}")

@@ -36,6 +36,8 @@ class Experiment:
         self.sources = {"train": open_source(config, "train")}
         classes = self.sources["train"].classes
         self.sources["val"] = open_source(config, "val", classes)
+        if is_first_process() and not (self.sources["train"].part or self.sources["val"].part):
+            print(f"{config.data_dir} has no parts: the score is that of the training images", file=sys.stderr)
         num_classes = len(classes) if config.num_classes is None else config.num_classes
         if num_classes < len(classes):
             raise DataError(f"--num-classes {num_classes}: the data have {len(classes)} classes")

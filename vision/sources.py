@@ -41,6 +41,8 @@ class Source(Protocol):
 
     classes: tuple[str, ...]
     """Names of the classes, in the order of their numbers."""
+    part: str
+    """Name of the part in the folder or archive; empty where it has no parts and is taken whole."""
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -62,8 +64,8 @@ class Source(Protocol):
 class FileSource:
     """Images of a folder or of .tar files, through a timm reader."""
 
-    def __init__(self, reader: ReaderImageFolder | ReaderImageInTar, numbers: dict[str, int]):
-        self.reader = reader
+    def __init__(self, reader: ReaderImageFolder | ReaderImageInTar, numbers: dict[str, int], part: str):
+        self.reader, self.part = reader, part
         self.classes = tuple(sorted(numbers, key=numbers.__getitem__))
 
     def __len__(self) -> int:
@@ -87,7 +89,7 @@ class PackedSource:
     """Images of one part of a compressed archive, kept in memory as they were packed."""
 
     def __init__(self, path: Path, wanted: Sequence[str], classes: tuple[str, ...] | None):
-        self.path, self.members = path, _unpack(path, wanted)
+        self.members, self.part = _unpack(path, wanted)
         found = {_label(name) for name, _ in self.members}
         self.classes = classes or tuple(sorted(found))
         _refuse_strangers(str(path), found, self.classes)
@@ -113,7 +115,7 @@ class TorchvisionSource:
     """A data set of torchvision that lies on the disk; torchvision checks its files before it opens them."""
 
     def __init__(self, dataset: Any, name: str):
-        self.dataset, self.label = dataset, name
+        self.dataset, self.label, self.part = dataset, name, name
         self.classes = tuple(map(str, dataset.classes))
 
     def __len__(self) -> int:
@@ -215,12 +217,15 @@ def _label(name: str) -> str:
 def _files(root: Path, wanted: Sequence[str], classes: tuple[str, ...] | None) -> FileSource:
     """A folder that holds the part as a folder or a .tar, or that is the part; or a .tar."""
     if root.is_dir():
+        root = _inner(root, wanted)
         names = [path for name in wanted for path in (root / name, root / f"{name}.tar") if path.exists()]
         known = {name for group in SPLITS.values() for name in group}
         others = [entry.name for entry in root.iterdir() if entry.name.removesuffix(".tar") in known]
         if not names and others:
             raise DataError(f"{root}: there is no part {' or '.join(wanted)}; it has {', '.join(sorted(others))}")
-        root = names[0] if names else root
+        part, root = (names[0].name, names[0]) if names else ("", root)
+    else:
+        part = ""
     given = {name: number for number, name in enumerate(classes)} if classes else ""
     tars = root.is_file() or any(root.glob("*.tar"))
     try:
@@ -230,28 +235,49 @@ def _files(root: Path, wanted: Sequence[str], classes: tuple[str, ...] | None) -
     except RuntimeError:
         raise DataError(f"{root}: no image in it; expected a folder for each class with images in it") from None
     if isinstance(reader, ReaderImageInTar):
-        return _of_part(reader, root, wanted, classes)
+        return _of_part(reader, root, wanted, classes, part)
     _check_folders(root, classes)
-    return FileSource(reader, reader.class_to_idx)
+    return FileSource(reader, reader.class_to_idx, part)
 
 
 def _of_part(
-    reader: ReaderImageInTar, root: Path, wanted: Sequence[str], classes: tuple[str, ...] | None
+    reader: ReaderImageInTar, root: Path, wanted: Sequence[str], classes: tuple[str, ...] | None, part: str
 ) -> FileSource:
     """Of an archive that holds several parts, the wanted one; classes by their names."""
-    tops = [Path(sample[0].path).parts[0] if len(Path(sample[0].path).parts) > 2 else "" for sample in reader.samples]
-    if any(top in names for top in tops for names in SPLITS.values()):
-        part = next((name for name in wanted if name in tops), None)
-        if part is None:
-            raise DataError(f"{root}: there is no part {' or '.join(wanted)}; it has {', '.join(sorted(set(tops)))}")
-        keep = np.array([top == part for top in tops])
+    parts = [_part_of(sample[0].path, wanted) for sample in reader.samples]
+    if found := _choose(root, parts, wanted):
+        part, keep = found, np.array([name == found for name in parts])
         reader.samples, reader.targets = reader.samples[keep], reader.targets[keep]
     names = [reader.class_idx_to_name[number] for number in sorted(reader.class_idx_to_name)]
     classes = classes or tuple(names)
     _refuse_strangers(str(root), {names[t] for t in set(reader.targets.tolist())}, classes)
     numbers = {name: number for number, name in enumerate(classes)}
     reader.targets = np.array([numbers.get(name, -1) for name in names])[reader.targets]
-    return FileSource(reader, numbers)
+    return FileSource(reader, numbers, part)
+
+
+def _part_of(path: str, wanted: Sequence[str]) -> str:
+    """The folder above the class folder that is called as a part is, at any depth; empty if there is none."""
+    known = {name for names in SPLITS.values() for name in names} | set(wanted)
+    return next((name for name in Path(path).parts[:-2] if name in known), "")
+
+
+def _choose(where: Path, parts: Sequence[str], wanted: Sequence[str]) -> str:
+    """The wanted part among those that an archive's images lie in; empty if there are none."""
+    found = set(parts) - {""}
+    part = next((name for name in wanted if name in found), "")
+    if found and not part:
+        raise DataError(f"{where}: there is no part {' or '.join(wanted)}; it has {', '.join(sorted(found))}")
+    return part
+
+
+def _inner(root: Path, wanted: Sequence[str]) -> Path:
+    """A folder that holds nothing but one folder of parts, as archives unpack, stands for that one."""
+    inside = [entry for entry in root.iterdir() if entry.is_dir()]
+    known = {name for names in SPLITS.values() for name in names} | set(wanted)
+    if len(inside) == 1 and inside[0].name not in known and known & {entry.name for entry in inside[0].iterdir()}:
+        return inside[0]
+    return root
 
 
 def _check_folders(root: Path, classes: tuple[str, ...] | None) -> None:
@@ -280,17 +306,15 @@ def _refuse_strangers(where: str, found: set[str], classes: tuple[str, ...], nes
         )
 
 
-def _unpack(path: Path, wanted: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Images of the archive's folder `wanted`, or of all of it where it holds no such part."""
+def _unpack(path: Path, wanted: Sequence[str]) -> tuple[list[tuple[str, bytes]], str]:
+    """Images of the archive's part `wanted`, or of all of it where it has no parts; and the part's name."""
     members = _members(path, path.stat().st_mtime_ns)
-    tops = {Path(name).parts[0] for name, _ in members if len(Path(name).parts) > 2}
-    part = next((name for name in wanted if name in tops), None)
-    if part is None and any(tops & set(names) for names in SPLITS.values()):
-        raise DataError(f"{path}: there is no part {' or '.join(wanted)}; it has {', '.join(sorted(tops))}")
-    chosen = [member for member in members if part is None or Path(member[0]).parts[0] == part]
+    parts = [_part_of(name, wanted) for name, _ in members]
+    part = _choose(path, parts, wanted)
+    chosen = [member for member, name in zip(members, parts, strict=True) if name == part or not part]
     if not chosen:
         raise DataError(f"{path}: there is no image in it; expected <split>/<class>/<image>")
-    return chosen
+    return chosen, part
 
 
 @functools.lru_cache(maxsize=1)  # both parts come from one reading

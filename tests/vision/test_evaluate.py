@@ -77,4 +77,4 @@ def test_refusals(trained, images, own_images, tmp_path, capsys):
     assert run(trained, own_images) == 2
     assert "000.png: no image in any known format" in capsys.readouterr().err
     assert run(trained, own_images, "--bad-images", "skip") == 0
-    assert "1 images could not be read and do not count" in capsys.readouterr().out
+    assert "1 image could not be read and does not count" in capsys.readouterr().out

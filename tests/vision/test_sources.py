@@ -69,6 +69,26 @@ def test_names_of_parts(own_images):
         open_source(DataOptions(data_dir=str(own_images), val_split="other"), "val")
 
 
+@pytest.mark.parametrize("mode", ["", "w", "w:gz"])
+def test_parts_are_found_below_a_folder_of_the_archive(mode, own_images, tmp_path):
+    """Archives hold one folder as a rule; were its parts not seen, the score would be that of the training."""
+    (tmp_path / "outer").mkdir()
+    shutil.move(own_images, tmp_path / "outer" / "stripes")
+    place = tmp_path / "outer"
+    if mode:
+        place = pack(tmp_path / f"a.t{'gz' if 'gz' in mode else 'ar'}", place, mode, ("stripes",))
+    options = DataOptions(data_dir=str(place))
+    train, val = open_source(options, "train"), open_source(options, "val")
+    assert (len(train), len(val), train.part, val.part) == (24, 12, "train", "val")
+    with pytest.raises(DataError, match="there is no part other; it has train, val"):
+        open_source(DataOptions(data_dir=str(place), val_split="other"), "val")
+
+
+def test_a_place_without_parts_is_taken_whole(images):
+    source = open_source(DataOptions(data_dir=str(images / "train")), "val")
+    assert (len(source), source.part) == (24, "")
+
+
 def test_class_map_and_known_classes_fix_the_order(images, tmp_path):
     (tmp_path / "map.txt").write_text("plain\ndown\nacross\n")
     options = DataOptions(data_dir=str(images), class_map=str(tmp_path / "map.txt"))

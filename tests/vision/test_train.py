@@ -175,6 +175,11 @@ def test_bad_images_stop_or_are_left_out_and_counted(own_images, tiny, tmp_path,
     assert "2 images could not be read and were left out" in told.out
 
 
+def test_a_folder_without_parts_is_said_to_score_what_it_trains_on(images, tiny, tmp_path, capsys):
+    assert run(images / "train", [*tiny, "--epochs", "1"], tmp_path) == 0
+    assert "has no parts: the score is that of the training images" in capsys.readouterr().err
+
+
 def test_a_new_head_for_other_classes(trained, images, tiny, tmp_path, capsys):
     shutil.copytree(images, tmp_path / "two", ignore=lambda folder, names: {"plain"} & set(names))
     weights = ["--checkpoint", str(trained), "--epochs", "1", "--freeze", '["blocks.*"]']
