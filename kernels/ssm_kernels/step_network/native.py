@@ -15,10 +15,14 @@ from .pack import OPS, Builder, Slot, line
 from .reference import Draw
 
 Problem = structure(
-    ("streams count threads levels arena scratch integers logits start sampled top_k", INTEGER),
+    ("streams count threads levels arena scratch integers logits together sampled top_k", INTEGER),
     ("temperature top_p", ctypes.c_double),
     ("program arenas registers seeds given drawn log_likelihood logits_out", POINTER),
 )
+
+TOGETHER = {"float32": 8, "bfloat16": 8, "int8": 1}
+"""Streams that step side by side on a thread, by the format of the weights. Few bytes come from afar with int8 anyway:
+there the streams' own memories, which push one another out of the near cache, cost more than sharing saves."""
 
 
 @functools.cache
@@ -65,7 +69,7 @@ class Network:
 
     def __init__(self, builder: Builder, logits: int, levels: int):
         self.program, self.weights = builder.finish()
-        self.lanes = builder.lanes
+        self.lanes, self.together = builder.lanes, TOGETHER[builder.weights]
         self.slots = builder.slots
         self.bytes_of: dict[int, int] = {}
         for index, _, t in builder.tensors:
@@ -99,7 +103,7 @@ class Network:
             draw: How tokens are drawn; or
             given: the tokens themselves, int64, shape (b, l).
             keep_logits: Return the logits.
-            threads: Streams side by side.
+            threads: Streams side by side; on each thread some share a reading of the weights, see TOGETHER.
         """
         b = len(streams.arenas)
         tokens = torch.zeros(b, count, dtype=torch.int64)
@@ -113,7 +117,8 @@ class Network:
             "given": None if given is None else given.contiguous(),
         }  # fmt: skip
         problem = Problem(
-            streams=b, count=count, threads=threads, sampled=given is None, top_k=draw.top_k,
+            streams=b, count=count, threads=threads, together=min(self.together, -(-b // threads)),
+            sampled=given is None, top_k=draw.top_k,
             temperature=draw.temperature, top_p=draw.top_p, program=ctypes.addressof(self.program),
             **self.sizes, **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
         )  # fmt: skip

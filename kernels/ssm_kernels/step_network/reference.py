@@ -1,4 +1,4 @@
-"""How native.c draws a token, in plain Python: the oracle, and what the PyTorch path draws with."""
+"""How native.c draws a token, in plain Python: the oracle, and what the PyTorch paths draw with."""
 
 from dataclasses import dataclass
 
@@ -74,3 +74,61 @@ def draw_token(logits: Tensor, draw: Draw, seed: int, position: int) -> int:
     return int(torch.searchsorted(distribution, torch.tensor(target, dtype=torch.float64), right=True).clamp(
         max=int(weights.nonzero().max())
     ))  # fmt: skip
+
+
+def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
+    """`uniform` of many clips, on any device.
+
+    Args:
+        seeds: One a clip, int64, shape (b,).
+        positions: Tokens that each clip has drawn before, int64, shape (b,).
+    Returns:
+        Numbers in [0, 1), float64, shape (b,).
+    """
+
+    def product(v: Tensor, factor: int) -> Tensor:
+        return v * (factor - 2**64 if factor >= 2**63 else factor)  # int64 wraps as uint64 does
+
+    def mixed(v: Tensor, shift: int) -> Tensor:
+        return v ^ _shifted(v, shift)
+
+    v = product(seeds, 0xD1342543DE82EF95) + product(positions + 1, 0x9E3779B97F4A7C15)
+    for _ in range(2):
+        v = product(mixed(v, 30), 0xBF58476D1CE4E5B9)
+        v = mixed(product(mixed(v, 27), 0x94D049BB133111EB), 31)
+    return _shifted(v, 11).double() * 2.0**-53
+
+
+def _shifted(v: Tensor, by: int) -> Tensor:
+    """v >> by, as of unsigned numbers."""
+    return (v >> by) & ((1 << (64 - by)) - 1)
+
+
+def draw_tokens(logits: Tensor, draw: Draw, seeds: Tensor, positions: Tensor) -> Tensor:
+    """`draw_token` of many clips at once, on any device, without waiting for it: CUDA graphs can hold it.
+
+    Args:
+        logits: float32, shape (b, levels).
+        draw: How.
+        seeds: One a clip, int64, shape (b,).
+        positions: Tokens that each clip has drawn before, int64, shape (b,).
+    Returns:
+        Levels, int64, shape (b,).
+    """
+    best, levels = logits.max(-1, keepdim=True), logits.shape[-1]
+    if draw.temperature == 0:
+        return best.indices[:, 0]
+    chance = ((logits - best.values) * (1 / draw.temperature)).exp()
+    if 0 < draw.top_k < levels:
+        chance = torch.where(chance >= chance.sort(-1, descending=True).values[:, draw.top_k - 1, None], chance, 0)
+    weights = chance.double()
+    if draw.top_p < 1:
+        ordered = weights.sort(-1, descending=True).values
+        wanted = draw.top_p * weights.sum(-1, keepdim=True)
+        needed = (ordered.cumsum(-1) < wanted).sum(-1, keepdim=True).clamp(max=levels - 1)
+        weights = torch.where(weights >= ordered.gather(-1, needed), weights, 0)
+    distribution = weights.cumsum(-1)
+    target = uniforms(seeds, positions)[:, None] * distribution[:, -1:]
+    drawn = torch.searchsorted(distribution, target, right=True)[:, 0]
+    last = torch.where(weights > 0, torch.arange(levels, device=logits.device), 0).amax(-1)
+    return torch.minimum(drawn, last)
