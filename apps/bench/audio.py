@@ -1,13 +1,15 @@
 """`python -m apps.bench audio`: raw audio sample by sample, natively and in PyTorch, on one core.
 
 Rows: eager is the PyTorch model's step; float32, bfloat16 and int8 are the native step loop by the format of its
-weights, drawing included; each floor reads the same weights in the same order and does nothing else. Weights are
-random: the speed does not depend on them. Times are of the process's CPU on one thread, so that a busy machine
-disturbs them less; the rows are measured in turns, and the median is given.
+weights, drawing included; "8 streams" makes so many clips at once, the samples of all of them counted; each floor
+reads the same weights as one stream in the same order and does nothing else. Weights are random: the speed does not
+depend on them. Times are of the process's CPU on one thread, so that a busy machine disturbs them less; the rows are
+measured in turns, and the median is given.
 """
 
 import argparse
 import ctypes
+import functools
 import json
 import math
 import os
@@ -27,6 +29,7 @@ CASES = {
 FORMATS = ("float32", "bfloat16", "int8")
 RATE = 16_000
 TOKENS, EAGER_TOKENS = 1600, 32
+TOGETHER = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,8 +101,10 @@ def measure(name: str, protocol: Protocol) -> list[dict]:
         packed = {weights: Packed(model, weights) for weights in FORMATS}
         jobs = {"eager": _eager(model, torch)}
         for weights, p in packed.items():
-            streams = p.streams(model.init_state(1), torch.tensor([model.config.levels // 2]))
-            jobs[weights] = lambda n=p.network, s=streams: n.run(s, TOKENS, seeds=[1], draw=Draw())
+            for row, clips in ((weights, 1), (f"{weights}, {TOGETHER} streams", TOGETHER)):
+                streams = p.streams(model.init_state(clips), torch.full((clips,), model.config.levels // 2))
+                options = {"count": TOKENS // clips, "seeds": range(clips), "draw": Draw()}
+                jobs[row] = functools.partial(p.network.run, streams, **options)
             jobs[f"floor {weights}"] = _replay(p.network)
         busy = Neighbours()
         with tqdm(total=len(jobs), desc=name, disable=None, bar_format="{desc} {percentage:3.0f}%|{bar}|") as bar:
@@ -113,7 +118,7 @@ def measure(name: str, protocol: Protocol) -> list[dict]:
         {
             "model": name, "row": row, "seconds_per_sample": seconds[row], "samples_per_second": 1 / seconds[row],
             "times_real_time_16k": 1 / seconds[row] / RATE, "times_eager": seconds["eager"] / seconds[row],
-            "bytes_per_sample": None if row == "eager" else packed[row.split()[-1]].network.traffic(),
+            "bytes_per_sample": packed[row.split()[-1]].network.traffic() if row.split()[-1] in packed else None,
             "times_floor": seconds[row] / seconds[f"floor {row}"] if row in packed else None,
             "runs": len(samples[row].cpu), "cores_used_by_others": busy.cores(),
         }
@@ -175,7 +180,7 @@ def as_text(result: dict) -> str:
     m, head = result["machine"], ("", "us a sample", "samples/s", "x 16 kHz", "x eager", "MB a sample", "x floor")
     out = [f"{m['cpu']}, 1 of {m['cores']} cores, torch {m['versions']['torch']}, load {m['load_before']:.1f} before"]
     for model in dict.fromkeys(row["model"] for row in result["rows"]):
-        out += ["", CASES[model][2], "  " + f"{head[0]:<16}" + "".join(f"{cell:>13}" for cell in head[1:])]
+        out += ["", CASES[model][2], "  " + f"{head[0]:<20}" + "".join(f"{cell:>13}" for cell in head[1:])]
         for row in (r for r in result["rows"] if r["model"] == model):
             cells = (
                 f"{row['seconds_per_sample'] * 1e6:.1f}", f"{row['samples_per_second']:,.0f}",
@@ -183,7 +188,7 @@ def as_text(result: dict) -> str:
                 "" if row["bytes_per_sample"] is None else f"{row['bytes_per_sample'] / 1e6:.2f}",
                 "" if row["times_floor"] is None else f"{row['times_floor']:.1f}",
             )  # fmt: skip
-            out.append(f"  {row['row']:<16}" + "".join(f"{cell:>13}" for cell in cells))
+            out.append(f"  {row['row']:<20}" + "".join(f"{cell:>13}" for cell in cells))
     if "bits_per_sample" in result:
         out += ["", "bits a sample: " + ", ".join(f"{k} {v:.5f}" for k, v in result["bits_per_sample"].items())]
     return "\n".join(out)

@@ -27,7 +27,8 @@ def tiny(monkeypatch):
 
 def test_rows(tiny):
     rows = {row["row"]: row for row in bench.measure("full", Protocol(budget=0.01, turn=0.001, least=2))}
-    assert set(rows) == {"eager", *bench.FORMATS, *(f"floor {name}" for name in bench.FORMATS)}
+    several = {f"{name}, 8 streams" for name in bench.FORMATS}
+    assert set(rows) == {"eager", *bench.FORMATS, *several, *(f"floor {name}" for name in bench.FORMATS)}
     for name, row in rows.items():
         assert row["seconds_per_sample"] == pytest.approx(1 / row["samples_per_second"])
         assert row["times_eager"] == pytest.approx(rows["eager"]["seconds_per_sample"] / row["seconds_per_sample"])
