@@ -1,7 +1,7 @@
 """A trained audio model on disk: network, quantiser, rate and the names of its labels in one safetensors file."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,23 @@ import torch
 from ssmcore.engine.folder import BEST_FILE
 from ssmcore.engine.weights import load_weights, save_weights
 
-from .config import SaShiMiConfig
+from .config import DiffWaveConfig, Network, SaShiMiConfig
 from .errors import AudioError
+from .models.diffwave import DiffWave
 from .models.sashimi import SaShiMi
 from .quantize import Quantizer
+
+MODELS: dict[Network, tuple[type, type]] = {"sashimi": (SaShiMi, SaShiMiConfig), "diffwave": (DiffWave, DiffWaveConfig)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What `python -m audio.train` leaves and every other command takes."""
 
-    model: SaShiMi
-    """In evaluation mode."""
+    model: Any
+    """SaShiMi or DiffWave, in evaluation mode."""
     quantizer: Quantizer
-    """Between waveforms and the model's levels."""
+    """Between waveforms and SaShiMi's levels; DiffWave has none."""
     sample_rate: int
     """In Hz."""
     labels: tuple[tuple[str, ...], ...] = ()
@@ -32,10 +35,16 @@ class Checkpoint:
     """Of the file it came from; empty before it is saved."""
 
     @property
+    def network(self) -> Network:
+        """Which kind of model it is."""
+        return next(name for name, (kind, _) in MODELS.items() if isinstance(self.model, kind))
+
+    @property
     def note(self) -> dict[str, Any]:
         """What has to be known, besides the tensors, to build this again."""
         return {
             "kind": "audio",
+            "network": self.network,
             "model": asdict(self.model.config),
             "quantizer": asdict(self.quantizer),
             "sample_rate": self.sample_rate,
@@ -79,13 +88,14 @@ class Checkpoint:
             raise AudioError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     @classmethod
-    def load(cls, path: str | Path) -> "Checkpoint":
+    def load(cls, path: str | Path, network: Network | None = "sashimi") -> "Checkpoint":
         """Read what `save`, or a training run, wrote.
 
         Args:
             path: A .safetensors file, or a run folder, whose best.safetensors is taken.
+            network: The kind of model that is wanted; None takes both.
         Raises:
-            AudioError: No such file, or not a checkpoint of an audio model.
+            AudioError: No such file, or not a checkpoint of such a model.
         """
         path = Path(path) / BEST_FILE if Path(path).is_dir() else Path(path)
         try:
@@ -94,9 +104,11 @@ class Checkpoint:
             raise AudioError(f"{path}: no checkpoint ({str(error).removeprefix('load_weights: ')})") from None
         if note.get("kind") != "audio":
             raise AudioError(f"{path}: a checkpoint of another model; give one that audio.train wrote")
+        if network not in (None, found := note.get("network", "sashimi")):
+            raise AudioError(f"{path}: a checkpoint of {found}, and this needs one of {network}")
         try:
-            fields = {key: tuple(v) if isinstance(v, list) else v for key, v in note["model"].items()}
-            model = SaShiMi(SaShiMiConfig(**fields))
+            build, sizes = MODELS[found]
+            model = build(sizes(**{key: tuple(v) if isinstance(v, list) else v for key, v in note["model"].items()}))
             model.load_state_dict(tensors)
             return cls(
                 model=model.eval(),
@@ -108,3 +120,25 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise AudioError(f"{path}: its weights do not fit what it says of itself ({reason})") from None
+
+
+def check_options(checkpoint: Checkpoint, config: Any) -> None:
+    """Refuse options of a command that mean nothing to the kind of model that it got.
+
+    Args:
+        checkpoint: The model.
+        config: The command's dataclass; options that differ from their defaults count as given.
+    Raises:
+        AudioError: An option is for the other kind, or DiffWave cannot take so many steps.
+    """
+    foreign = {
+        "sashimi": ("steps",),
+        "diffwave": ("temperature", "top_k", "top_p", "prompt", "from_session", "save_session", "backend", "weights"),
+    }[checkpoint.network]
+    for option in (f for f in fields(config) if f.name in foreign):
+        if getattr(config, option.name) != option.default:
+            flag = option.name.replace("_", "-")
+            raise AudioError(f"--{flag} is not for {checkpoint.network}; leave it out")
+    most, steps = getattr(checkpoint.model.config, "steps", None), getattr(config, "steps", None)
+    if most is not None and steps is not None and not 1 <= steps <= most:
+        raise AudioError(f"--steps {steps}: expected 1 to {most}, as many as it was trained with")

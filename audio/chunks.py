@@ -1,11 +1,12 @@
 """Batches of samples for training: pieces of recordings in any order, or long recordings in order with carried state.
 
-Both are datasets whose items are whole batches, so that one loader serves both and every batch has rows of like length.
-Targets of a piece are its samples; inputs are the samples one earlier, silence before the first of a recording.
+Pieces and Streams are of levels, for SaShiMi; WaveWindows is of waveforms, for DiffWave. All are datasets whose items
+are whole batches, so that one loader serves them and every batch has rows of like length. Targets of a piece are its
+samples; inputs are the samples one earlier, silence before the first of a recording.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,6 +116,46 @@ class Streams(Dataset):
         return Batch(*_stack(parts), torch.stack(labels), torch.tensor(fresh), goes_on)
 
 
+class Windows(NamedTuple):
+    """Rows of samples of a waveform, silence after those that are shorter."""
+
+    wave: Tensor
+    """float32, shape (b, t)."""
+    label: Tensor
+    """Labels, int64, shape (b, k); -1 where unknown."""
+
+
+class WaveWindows(Dataset):
+    """Every recording in windows of `length` samples, the last one filled up with silence; an item is a batch of them.
+
+    Args:
+        waves: float32, shape (t,) each.
+        labels: Of each recording, int64, shape (n, k).
+        length: Samples of a window.
+        batch_size: Windows a batch.
+        seed: Of the draw of the rows that share a batch, once for the whole run; None keeps the order.
+    """
+
+    def __init__(
+        self, waves: Sequence[Tensor], labels: Tensor, *, length: int, batch_size: int, seed: int | None = None
+    ):
+        self.waves, self.labels, self.length = waves, labels, length
+        windows = [(row, start) for row, wave in enumerate(waves) for start in range(0, len(wave), length)]
+        if seed is not None:
+            order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed)).tolist()
+            windows = [windows[i] for i in order]
+        self.batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Windows:
+        rows = self.batches[index]
+        cut = [self.waves[row][start : start + self.length] for row, start in rows]
+        wave = torch.stack([torch.nn.functional.pad(part, (0, self.length - len(part))) for part in cut])
+        return Windows(wave, self.labels[[row for row, _ in rows]])
+
+
 def _cut(tokens: Tensor, start: int, size: int, length: int, silence: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets of one piece, padded to `length`, int64, shape (length,)."""
     inputs = torch.full((length,), silence)
@@ -130,6 +171,6 @@ def _stack(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack([inputs for inputs, _ in parts]), torch.stack([targets for _, targets in parts])
 
 
-def first(batches: list[Batch]) -> Batch:
+def first(batches: list[Any]) -> Any:
     """Collate a list of the one batch that an item is. Raises nothing."""
     return batches[0]

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 QuantizerKind = Literal["mu-law", "linear"]
+Network = Literal["sashimi", "diffwave"]
+"""The two kinds of model: one sample after another, or all samples at once out of noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,9 @@ class EvaluateConfig:
     seconds: float = 0.5
     """Length of a clip."""
     temperature: float = 1.0
-    """Divides the logits: below 1 is more careful."""
+    """Divides SaShiMi's logits: below 1 is more careful."""
+    steps: int | None = None
+    """Steps that DiffWave takes; null takes all that it was trained with."""
     seed: int = 0
     """Of the clips and the classifier."""
 
@@ -74,14 +76,15 @@ def run(config: EvaluateConfig) -> str:
         raise AudioError("--clips must be 2 to 100000, --seconds at most 60 and --temperature above 0")
     import torch
 
-    from .checkpoint import Checkpoint
+    from .checkpoint import Checkpoint, check_options
     from .classifier import look, spectrograms, train_classifier
     from .data import load_collection
     from .generation import Draw
     from .metrics import quality
     from .samples import draw_waves
 
-    checkpoint = Checkpoint.load(config.checkpoint)
+    checkpoint = Checkpoint.load(config.checkpoint, None)
+    check_options(checkpoint, config)
     collection = load_collection(config.data, config.recordings.layout, config.recordings.leave_out)
     names, rate = collection.labels, checkpoint.sample_rate
     if len(names) < 2:
@@ -95,9 +98,8 @@ def run(config: EvaluateConfig) -> str:
     classifier = train_classifier(pictures["train"], classes["train"], len(names), config.seed)
     seen = {part: look(classifier, p) for part, p in pictures.items()}
     accuracy = float((seen["test"][1].argmax(1) == classes["test"]).float().mean())
-    generated, _ = draw_waves(
-        checkpoint, config.clips, config.seconds, config.seed, Draw(temperature=config.temperature)
-    )
+    draw = Draw(temperature=config.temperature)
+    generated, _ = draw_waves(checkpoint, config.clips, config.seconds, config.seed, draw, config.steps)
     seen["generated"] = look(classifier, spectrograms(list(generated), rate))
     lines = [
         f"classifier: {accuracy:.1%} of {len(classes['test'])} test clips right ({collection.split})",

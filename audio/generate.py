@@ -3,7 +3,7 @@
 Heavy imports stand inside the functions, so that --help and a refused option answer at once.
 """
 
-import json
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 PROG = "python -m audio.generate"
 MOST_CLIPS, MOST_SECONDS = 4096, 24 * 3600
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Make clips of raw audio with a trained model, on one core in real time or faster."""
+    """Make clips of raw audio with a trained SaShiMi, on one core in real time or faster; or with a DiffWave."""
 
     checkpoint: str = ""
     """Run folder of python -m audio.train, or a .safetensors file from one."""
@@ -63,6 +64,8 @@ class GenerateConfig:
     """Format of the native weights: narrower is faster, and cost a trained model 0.0001 bits a sample."""
     threads: int = 1
     """Clips made side by side."""
+    steps: int | None = None
+    """Steps from noise to sound, for DiffWave; fewer are quicker and coarser, null takes all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,16 +125,23 @@ def generate(config: GenerateConfig) -> int:
     Args:
         config: What to do, checked.
     Returns:
-        0, or 130 where it was interrupted; what was made until then is written, and a session to go on from.
+        0, or 130 where it was interrupted; what was made until then is written, and SaShiMi leaves a session to go on.
     Raises:
         AudioError: The checkpoint, prompt, label, session or disk.
     """
+    from .checkpoint import Checkpoint, check_options
+
+    checkpoint = Checkpoint.load(config.checkpoint, None)
+    check_options(checkpoint, config)
+    return (_out_of_noise if checkpoint.network == "diffwave" else _sample_by_sample)(config, checkpoint)
+
+
+def _sample_by_sample(config: GenerateConfig, checkpoint: "Checkpoint") -> int:
+    """SaShiMi's clips."""
     import torch
 
-    from .checkpoint import Checkpoint
     from .generation import Draw, Generator
 
-    checkpoint = Checkpoint.load(config.checkpoint)
     options = {"backend": config.backend, "weights": config.weights, "threads": config.threads}
     generator = Generator.of(checkpoint, **options)
     if config.backend == "auto" and generator.backend == "torch":
@@ -141,18 +151,21 @@ def generate(config: GenerateConfig) -> int:
         session = generator.resume(config.from_session)
     else:
         heard = _prompt(config, checkpoint)
-        first = config.seed or 0
-        names = [name.strip() for name in config.label.split(",") if name.strip()]
-        label = checkpoint.label(*(None if name == "-" else name for name in names))
-        session = generator.start(range(first, first + config.batch), label=label, prompt=heard)
+        session = generator.start(_seeds(config), label=_label(config, checkpoint), prompt=heard)
     draw = Draw(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
     begun, started = session.positions, time.perf_counter()
     levels, likelihood, whole = _make(session, round(config.seconds * checkpoint.sample_rate), draw)
-    spent = time.perf_counter() - started
+    spent, drawn = time.perf_counter() - started, likelihood.shape[1]
+    own = [
+        {"seed": seed, "first_sample": first, **_likelihood(nats, drawn)}
+        for seed, first, nats in zip(session.seeds, begun, likelihood.double().sum(1).tolist(), strict=True)
+    ]
     if heard is not None and config.include_prompt:
         levels = torch.cat([heard.expand(len(levels), -1), levels], 1)
-    note = _note(config, checkpoint, session, likelihood, spent) | {"draw": asdict(draw), "complete": whole}
-    _write(config, checkpoint, session.seeds, begun, levels, likelihood, note)
+    note = _note(config, checkpoint, likelihood.numel(), spent)
+    note |= {"backend": generator.backend, "weights": config.weights, "draw": asdict(draw), "complete": whole}
+    note |= {"prompt": config.prompt, "from_session": config.from_session}
+    _write(config, checkpoint.quantizer.decode(levels), own, note, len(own))
     saved = config.save_session or (None if whole else str(Path(config.out).with_suffix(".session")))
     if saved:
         session.save(saved)
@@ -161,6 +174,50 @@ def generate(config: GenerateConfig) -> int:
             f"interrupted; go on with: {PROG} --checkpoint {config.checkpoint} --from-session {saved}", file=sys.stderr
         )
     return 0 if whole else 130
+
+
+def _out_of_noise(config: GenerateConfig, checkpoint: "Checkpoint") -> int:
+    """DiffWave's clips, one after another, so that a clip does not depend on its neighbours; whole ones are kept."""
+    import torch
+    from tqdm import tqdm
+
+    model, label, seeds = checkpoint.model, _label(config, checkpoint), list(_seeds(config))
+    length, total = (
+        max(1, round(config.seconds * checkpoint.sample_rate)),
+        config.steps or checkpoint.model.config.steps,
+    )
+    waves, started = [], time.perf_counter()
+    with tqdm(total=len(seeds) * length, desc="making", unit=" samples", unit_scale=True, bar_format=BAR) as bar:
+        try:
+            for seed in seeds:
+                tell = functools.partial(_show, bar, length / total)
+                waves.append(model.sample(length, [seed], label=label, steps=total, tell=tell)[0].cpu())
+        except KeyboardInterrupt:
+            pass
+    note = _note(config, checkpoint, len(waves) * length, time.perf_counter() - started)
+    note |= {"backend": "torch", "steps": total, "complete": len(waves) == len(seeds)}
+    own = [{"seed": seed} for seed in seeds[: len(waves)]]
+    made = torch.stack(waves) if waves else torch.zeros(0, length)
+    _write(config, made, own, note, len(seeds))
+    if note["complete"]:
+        return 0
+    print(f"interrupted: {len(waves)} of {len(seeds)} clips were made; the next seed is {seeds[len(waves)]}",
+          file=sys.stderr)  # fmt: skip
+    return 130
+
+
+def _show(bar: Any, samples: float, *_: int) -> None:
+    bar.update(samples)
+
+
+def _seeds(config: GenerateConfig) -> range:
+    return range(config.seed or 0, (config.seed or 0) + config.batch)
+
+
+def _label(config: GenerateConfig, checkpoint: "Checkpoint") -> "Tensor":
+    """Labels, int64, shape (1, k)."""
+    names = [name.strip() for name in config.label.split(",") if name.strip()]
+    return checkpoint.label(*(None if name == "-" else name for name in names))
 
 
 def _prompt(config: GenerateConfig, checkpoint: "Checkpoint") -> "Tensor | None":
@@ -180,8 +237,7 @@ def _make(session: "Session", count: int, draw: Any) -> tuple["Tensor", "Tensor"
     b, rate = len(session.seeds), session.generator.sample_rate
     chunk = max(1, rate // 10) if session.generator.backend == "native" else max(1, rate // 100)
     made, whole, left = [], True, count
-    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}"
-    with tqdm(total=b * count, desc="making", unit=" samples", unit_scale=True, bar_format=layout, disable=None) as bar:
+    with tqdm(total=b * count, desc="making", unit=" samples", unit_scale=True, bar_format=BAR, disable=None) as bar:
         try:
             while left > 0:
                 made.append(session.advance(min(chunk, left), draw))
@@ -194,49 +250,32 @@ def _make(session: "Session", count: int, draw: Any) -> tuple["Tensor", "Tensor"
     return levels, torch.cat([nothing, *(m.log_likelihood for m in made)], 1), whole
 
 
-def _note(config: GenerateConfig, checkpoint: "Checkpoint", session: "Session", likelihood, spent: float) -> dict:
+def _write(config: GenerateConfig, waves: "Tensor", own: list[dict], note: dict, clips: int) -> None:
+    from .clip_files import write_clips
+
+    options = {"subtype": config.subtype, "picture": config.picture, "clips": clips}
+    write_clips(Path(config.out), waves, own, note, **options)
+
+
+def _likelihood(nats: float, drawn: int) -> dict[str, Any]:
+    """What a clip's note says of its likelihood."""
+    bits = -nats / drawn / 0.6931471805599453 if drawn else None
+    return {"samples_drawn": drawn, "log_likelihood_nats": nats, "bits_per_sample": bits}
+
+
+def _note(config: GenerateConfig, checkpoint: "Checkpoint", samples: int, spent: float) -> dict:
     """What all clips of a run have in common, for the JSON beside each."""
-    samples = likelihood.numel()
     return {
         "checkpoint": {"path": config.checkpoint, "sha256": checkpoint.sha256},
+        "network": checkpoint.network,
         "model": asdict(checkpoint.model.config),
         "quantizer": asdict(checkpoint.quantizer),
         "sample_rate": checkpoint.sample_rate,
         "label": config.label,
-        "prompt": config.prompt,
-        "from_session": config.from_session,
-        "backend": session.generator.backend,
-        "weights": config.weights,
-        "clips": len(session.seeds),
         "wall_seconds": spent,
         "samples_per_second": samples / spent,
         "real_time_factor": samples / spent / checkpoint.sample_rate,
     }
-
-
-def _write(config: GenerateConfig, checkpoint: "Checkpoint", seeds, begun, levels, likelihood, note: dict) -> None:
-    """A sound file, a note and perhaps a picture for each clip that is not empty."""
-    from .files import write_audio
-    from .spectrogram import draw_clips
-
-    out, rate = Path(config.out), checkpoint.sample_rate
-    if not levels.shape[1]:
-        return
-    for i, seed in enumerate(seeds):
-        path = out if len(seeds) == 1 else out.with_stem(f"{out.stem}-{i}")
-        wave = checkpoint.quantizer.decode(levels[i])
-        write_audio(path, wave, rate, config.subtype)
-        nats, drawn = float(likelihood[i].double().sum()), likelihood.shape[1]
-        own = {
-            "file": path.name, "seed": seed, "first_sample": begun[i], "seconds": levels.shape[1] / rate,
-            "samples_drawn": drawn, "log_likelihood_nats": nats,
-            "bits_per_sample": -nats / drawn / 0.6931471805599453 if drawn else None,
-        }  # fmt: skip
-        path.with_suffix(".json").write_text(json.dumps(own | note, indent=1) + "\n")
-        if config.picture and i < 16:
-            draw_clips(path.with_suffix(".png"), [wave], rate, [f"seed {seed}"])
-        print(f"{path}: {levels.shape[1] / rate:.2f} s, {own['bits_per_sample']:.3f} bits a sample, "
-              f"{note['real_time_factor']:.2f} x real time")  # fmt: skip
 
 
 if __name__ == "__main__":

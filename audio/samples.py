@@ -9,8 +9,18 @@ from .files import write_audio
 from .generation import Draw, Generator
 from .spectrogram import draw_clips
 
+QUICK_STEPS = 25
+"""Steps of a DiffWave's clips while it trains."""
 
-def draw_waves(checkpoint: Checkpoint, count: int, seconds: float, seed: int = 0, draw: Draw | None = None):
+
+def draw_waves(
+    checkpoint: Checkpoint,
+    count: int,
+    seconds: float,
+    seed: int = 0,
+    draw: Draw | None = None,
+    steps: int | None = None,
+):
     """Clips of all labels in turn. The global random state and the model's mode stay as they are.
 
     Args:
@@ -18,18 +28,20 @@ def draw_waves(checkpoint: Checkpoint, count: int, seconds: float, seed: int = 0
         count: Clips, b.
         seconds: Length of each.
         seed: Of the first clip; the others count up.
-        draw: How samples are drawn; None takes the model's own distribution.
+        draw: How SaShiMi's samples are drawn; None takes the model's own distribution.
+        steps: How many steps DiffWave takes; None takes all.
     Returns:
         Waveforms, float32, shape (b, t); and the labels, int64, shape (b, k).
     """
     model, training = checkpoint.model, checkpoint.model.training
     labels = [[i % len(names) for names in checkpoint.labels] for i in range(count)]
     label = torch.tensor(labels, dtype=torch.int64).reshape(count, -1)
+    told = {"label": label if label.numel() else None}
+    seeds, samples = list(range(seed, seed + count)), max(1, round(seconds * checkpoint.sample_rate))
     try:
-        session = Generator.of(checkpoint).start(
-            list(range(seed, seed + count)), label=label if label.numel() else None
-        )
-        made = session.advance(max(1, round(seconds * checkpoint.sample_rate)), draw)
+        if checkpoint.network == "diffwave":
+            return model.eval().sample(samples, seeds, steps=steps, **told).cpu(), label
+        made = Generator.of(checkpoint).start(seeds, **told).advance(samples, draw)
     finally:
         model.train(training)
     return checkpoint.quantizer.decode(made.tokens), label
@@ -47,7 +59,8 @@ def write_samples(checkpoint: Checkpoint, folder: Path, count: int, seconds: flo
         AudioError: The disk refuses a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waves, labels = draw_waves(checkpoint, count, seconds)
+    steps = min(QUICK_STEPS, checkpoint.model.config.steps) if checkpoint.network == "diffwave" else None
+    waves, labels = draw_waves(checkpoint, count, seconds, steps=steps)
     for i, wave in enumerate(waves):
         write_audio(folder / f"clip-{i}.wav", wave, checkpoint.sample_rate)
     titles = [

@@ -1,10 +1,13 @@
 """Mel spectrograms: numbers for the classifier and the metrics, and pictures to look at."""
 
 import functools
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .files import write_bytes
 
 BANDS = 40
 WINDOW_SECONDS, HOP_SECONDS = 0.032, 0.012
@@ -47,6 +50,8 @@ def draw_clips(path: Path, waves: list[Tensor], rate: int, titles: list[str]) ->
         waves: float32, shape (t,) each.
         rate: In Hz.
         titles: One a clip.
+    Raises:
+        AudioError: The disk refuses it.
     """
     from matplotlib.figure import Figure
 
@@ -63,6 +68,6 @@ def draw_clips(path: Path, waves: list[Tensor], rate: int, titles: list[str]) ->
         bottom.set(xlabel="seconds")
     axes[0][0].set_ylabel("sample")
     axes[1][0].set_ylabel("mel band")
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png")
-    part.replace(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())

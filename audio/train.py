@@ -1,4 +1,4 @@
-"""python -m audio.train --data RECORDINGS: train SaShiMi on raw samples, and score it beside the simple models.
+"""python -m audio.train --data RECORDINGS: train SaShiMi (or DiffWave) on raw audio, and score it beside simple models.
 
 Heavy imports stand inside the functions, so that --help and a refused folder answer at once.
 """
@@ -56,12 +56,16 @@ def run(config: TrainConfig) -> int:
     options = config.recordings
     if options.chunk_seconds <= 0 or config.sample_seconds <= 0 or config.samples < 0:
         raise AudioError("--recordings.chunk-seconds and --sample-seconds must be positive, --samples at least 0")
+    if config.network == "diffwave" and options.carry:
+        raise AudioError("--recordings.carry: DiffWave makes all samples of a window at once and carries no state")
     collection = load_collection(config.data, options.layout, options.leave_out)
 
     from ssmcore.engine import Interrupted, NonFiniteError
 
-    from .experiment import Experiment
-
+    if config.network == "diffwave":
+        from .diffusion import DiffusionExperiment as Experiment
+    else:
+        from .experiment import Experiment
     experiment = Experiment(config, collection)
     try:
         experiment.train()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .config import QuantizerKind, SaShiMiConfig
+from .config import DiffWaveConfig, Network, QuantizerKind, SaShiMiConfig
 from .presets import preset
 
 
@@ -41,26 +41,42 @@ class OptimConfig:
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.0
     """Weight decay of the parameters that want it."""
-    schedule: Literal["cosine", "plateau"] = "cosine"
-    """Half a cosine to zero; or a fifth of the rate after 20 epochs without a better validation score."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """How much AdamW keeps of its averages of the gradient and of its square."""
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """Half a cosine to zero; a fifth of the rate after 20 epochs without a better validation score; or one rate."""
     warmup: float = 0.02
     """Share of the steps in which the rate rises (cosine)."""
     smooth_start: bool = True
-    """Start embedding and head as smooth functions of the level; false starts them at random, as the papers do."""
+    """Start SaShiMi's embedding and head as smooth functions of the level; false: at random, as the papers do."""
     clip: float | None = 1.0
-    """Largest norm of the gradient of the bits a sample; null for any."""
+    """Largest norm of the gradient of the loss (bits a sample, or squared error of the noise); null for any."""
+
+    def __post_init__(self):
+        if not (self.lr > 0 and self.weight_decay >= 0 and all(0 <= beta < 1 for beta in self.betas)):
+            raise ValueError(
+                f"OptimConfig: lr={self.lr}, weight_decay={self.weight_decay}, betas={self.betas}, expected lr above "
+                "0, weight_decay of at least 0 and both betas in [0, 1)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train SaShiMi on recordings and score it, in bits a sample, beside counted and linear baselines."""
+    """Train SaShiMi on recordings and score it, in bits a sample, beside counted and linear baselines.
+
+    Or DiffWave, with --network diffwave or a recipe of its own, scored by the noise that it leaves in a recording.
+    """
 
     data: str = ""
     """Folder of WAV, FLAC, OGG or MP3 files, a tar archive of FSDD, one recording, or `plucked`: generated melodies."""
     recordings: DataConfig = field(default_factory=DataConfig)
     """How they are read."""
+    network: Network = "sashimi"
+    """sashimi: one sample after another. diffwave: all samples at once, out of noise."""
     model: SaShiMiConfig = field(default_factory=lambda: preset("fsdd_small"))
-    """The network; its levels and labels follow from the recordings."""
+    """SaShiMi's sizes; its levels and labels follow from the recordings."""
+    diffwave: DiffWaveConfig = field(default_factory=DiffWaveConfig)
+    """DiffWave's sizes; its labels follow from the recordings."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it learns."""
     epochs: int = 10

@@ -89,9 +89,24 @@ class SaShiMi(nn.Module):
             return self.head.weight.new_zeros(b, 0, self.config.levels), (
                 state if state is not None or not keep else self.init_state(b, label=label)
             )
+        return self.advance(tokens, state, labels, keep)
+
+    def advance(
+        self, tokens: Int[Tensor, "b l"], state: State | None, labels: Int[Tensor, "b k"], keep: bool = True
+    ) -> tuple[Float[Tensor, "b l levels"], State | None]:
+        """`forward` without its checks, which wait for the device: for l >= 1 tokens (b, l) that are known to fit.
+
+        Args:
+            tokens: As `forward`, shape (b, l).
+            state: As `forward`.
+            labels: Labels of each clip, int64, shape (b, k), -1 where unknown.
+            keep: Whether the new state is wanted.
+        Returns:
+            As `forward`, shape (b, l, levels).
+        """
         x, before = self.embedding(tokens), None if state is None else state["backbone"]
-        ctx = Context(return_state=keep)
-        y, left = self.backbone(x.to(self._stream(b, x.device).dtype), before, ctx, self.biases(labels))
+        x = x.to(self._stream(len(tokens), x.device).dtype)
+        y, left = self.backbone(x, before, Context(return_state=keep), self.biases(labels))
         return self.head(self.norm(y)), {"label": labels, "backbone": left} if keep else None
 
     def step(self, tokens: Int[Tensor, "b"], state: State) -> tuple[Float[Tensor, "b levels"], State]:

@@ -247,6 +247,15 @@ def test_recipes_can_be_written_and_read_and_build(name, tmp_path):
     assert asdict(again)["optim"]["lr"] == config.optim.lr
 
 
+def test_the_optimiser_is_the_one_that_was_asked_for():
+    config = replace(RECIPES["sc09_mamba"]().optim, schedule="constant")
+    optimizer = SampleTask(tiny_model(), config, 10).configure_optimizers()
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+    with pytest.raises(ValueError, match="betas"):
+        OptimConfig(betas=(0.9, 1.5))
+
+
 @pytest.mark.parametrize("module", [train, compress, decompress, evaluate])
 def test_help_needs_no_torch(module, tmp_path):
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
@@ -271,7 +280,7 @@ def test_labels_of_unknown_speakers_are_hidden(tmp_path):
     config = TrainConfig(data=str(tmp_path), output=str(tmp_path / "runs"))
     config = replace(config, recordings=replace(config.recordings, condition="both", leave_out="bob"))
     experiment = Experiment(config, load_collection(tmp_path, leave_out="bob"))
-    assert experiment.model_config.labels == (2, 1)
+    assert experiment.sizes().labels == (2, 1)
     assert set(experiment.labels["test"][:, 1].tolist()) == {-1}
     assert set(experiment.labels["test"][:, 0].tolist()) == {0, 1}
 
