@@ -17,6 +17,7 @@ _HOME = {
     "Topology": "topology",
     "TrainConfig": "config",
     "WalkConv": "layers",
+    "aggregation_resolver": "layers",
     "create_model": "models",
     "layer_resolver": "layers",
     "load_graphs": "data",

@@ -2,6 +2,10 @@
 
 Every network is trained from nothing at every distance, and scored on graphs that it has not seen. Networks that pass
 messages get one layer more than the distance, so that a message could arrive; the others have the layers of `--layers`.
+
+On trees graph_mamba is the published one: one scan, nodes by degree. Leaves have degree 1, the root 2, all others 3, so
+that the scan meets every key with its value before it meets the root's key; to answer is to recall, and what it takes
+is a state for 2^depth pairs. Among the leaves the order is drawn anew at each pass.
 """
 
 import csv
@@ -13,6 +17,7 @@ from pathlib import Path
 from .config import ModelConfig, ModelName, SyntheticConfig, TrainConfig
 
 PROG = "python -m graph.reach"
+SCORES_FILE = "scores.csv"
 PASSING = ("gcn", "gin", "gated_gcn", "gps")
 
 
@@ -44,6 +49,8 @@ class ReachConfig:
     """Seed of everything."""
     output: str = "runs/reach"
     """Folder of the runs, of scores.csv and of reach.png; what is finished there is not done again."""
+    beside: tuple[str, ...] = ()
+    """Folders of other such calls, whose scores are drawn in the same picture."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,30 +87,53 @@ def run(config: ReachConfig) -> dict[str, dict[int, float]]:
         GraphError: A task or an option that cannot be used.
         Interrupted: Asked to stop; the same call goes on.
     """
+    others = [_read(Path(other) / SCORES_FILE) for other in config.beside]
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, dict[int, float]] = {model: {} for model in config.models}
     for distance in config.distances:
         for model in config.models:
             scores[model][distance] = _score(config, model, distance, folder)
-    with (folder / "scores.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "distance", "accuracy"])
-        writer.writerows([m, d, s] for m, by_distance in scores.items() for d, s in by_distance.items())
-    draw(scores, config.task, folder / "reach.png")
+            _write(scores, config.task, folder / SCORES_FILE)
+    draw([(config.task, scores), *others], folder / "reach.png")
     return scores
+
+
+def _write(scores: dict[str, dict[int, float]], task: str, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "model", "distance", "accuracy"])
+        writer.writerows([task, m, d, s] for m, by_distance in scores.items() for d, s in by_distance.items())
+
+
+def _read(path: Path) -> tuple[str, dict[str, dict[int, float]]]:
+    """Task and scores that an earlier call wrote."""
+    from .checks import GraphError
+
+    if not path.is_file():
+        raise GraphError(f"{path.parent}: there is no {SCORES_FILE} in it; give the folder of an earlier call")
+    scores: dict[str, dict[int, float]] = {}
+    task = ""
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            task = row["task"]
+            scores.setdefault(row["model"], {})[int(row["distance"])] = float(row["accuracy"])
+    return task, scores
 
 
 def train_config(config: ReachConfig, model: ModelName, distance: int) -> TrainConfig:
     """The run of one network at one distance."""
     tree = config.task == "tree_neighbors_match"
+    recall = tree and model == "graph_mamba"
     network = ModelConfig(
         name=model,
         hidden=config.hidden,
         layers=distance + 1 if model in PASSING else config.layers,
         hops=(2 * distance if tree else distance) + 1,
-        d_state=config.hidden,
-        order="bfs" if tree else "canonical",
+        d_state=2 ** (distance + 1) if recall else config.hidden,
+        order="degree" if tree else "canonical",
+        local="none" if recall else "gin",
+        bidirectional=not recall,
     )
     return TrainConfig(
         data=config.task,
@@ -131,18 +161,19 @@ def _score(config: ReachConfig, model: ModelName, distance: int, folder: Path) -
     return next(row["score"] for row in rows if row["what"] == "test")
 
 
-def draw(scores: dict[str, dict[int, float]], task: str, path: Path) -> None:
-    """Accuracy over distance, one line a network, as a small PNG."""
+def draw(panels: Sequence[tuple[str, dict[str, dict[int, float]]]], path: Path) -> None:
+    """Accuracy over distance, a panel a task, one line a network, as a small PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axis = figure.subplots()
-    for number, (model, by_distance) in enumerate(scores.items()):
-        style = {"linewidth": 2.2 if model not in PASSING else 1.3, "marker": "os^Dv<>p"[number % 8], "markersize": 5}
-        axis.plot(list(by_distance), list(by_distance.values()), label=model, **style)
-    axis.set(xlabel="distance", ylabel="accuracy on unseen graphs", ylim=(0, 1.03), title=task)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, ncols=2)
+    figure = Figure(figsize=(1.5 + 4.5 * len(panels), 3.2), layout="constrained")
+    for axis, (task, scores) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, (model, by_distance) in enumerate(scores.items()):
+            width = 2.2 if model not in PASSING else 1.3
+            style = {"linewidth": width, "marker": "os^Dv<>p"[number % 8], "markersize": 5}
+            axis.plot(list(by_distance), list(by_distance.values()), label=model, **style)
+        axis.set(xlabel="distance", ylabel="accuracy on unseen graphs", ylim=(0, 1.03), title=task)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, ncols=2)
     figure.savefig(path, dpi=110)
 
 

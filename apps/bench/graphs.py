@@ -215,13 +215,15 @@ def padded_scan(layer, x, topology):
     from torch_geometric.utils import to_dense_batch
 
     from graph.orders import visits
+    from ssmcore.mixer import Context
 
     ties, order = topology.ties(layer.order), visits(topology, layer.order)
     dense, mask = to_dense_batch(
         ties.mean(x).index_select(0, order), topology.batch[order], batch_size=topology.num_graphs
     )
-    ahead, back = layer.mixer.mixers
-    y = ahead(dense)[0] + _turned(back(_turned(dense, topology.sizes))[0], topology.sizes)
+    ahead, back = layer.mixer.mixers  # both in one call of each operator, as the packed layer has it
+    there, back_again = ahead.mix_pair(back, dense, _turned(dense, topology.sizes), Context(), Context())
+    y = there + _turned(back_again, topology.sizes)
     restored = x.new_empty(x.shape).index_copy(0, order, y[mask])
     return ties.mean(restored)
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 from torch import nn
+from torch_geometric.nn.aggr import Aggregation
+from torch_geometric.nn.resolver import aggregation_resolver as _pygs
 
 from ssmcore.registry import resolve
 
@@ -37,3 +39,18 @@ def layer_resolver(query: str | nn.Module, *args: Any, **kwargs: Any) -> nn.Modu
         return query
     by_class = {kind.__name__: kind for kind in LAYERS.values()}
     return resolve(query, {**LAYERS, **by_class}, "graph layer")(*args, **kwargs)
+
+
+def aggregation_resolver(query: str | Aggregation, *args: Any, **kwargs: Any) -> nn.Module:
+    """PyG's resolver of aggregations, which also knows "ssm" and "SSMAggregation". No shapes.
+
+    Args:
+        query: Name, or aggregation, which comes back as it is.
+        args: For the constructor.
+        kwargs: For the constructor.
+    Raises:
+        ValueError: No such aggregation; PyG's message lists its own.
+    """
+    if isinstance(query, str) and query.lower() in ("ssm", "ssmaggregation"):
+        return SSMAggregation(*args, **kwargs)
+    return _pygs(query, *args, **kwargs)

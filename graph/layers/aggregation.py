@@ -8,7 +8,7 @@ from ssmcore import build_mixer
 from ssmcore.mixer import Context
 from ssmcore.mixers import MixerSpec
 
-from ..checks import GraphError
+from ..checks import GraphError, check_batch
 from ..topology import rows_of
 
 
@@ -65,14 +65,17 @@ class SSMAggregation(Aggregation):
         Returns:
             Shape (g, channels).
         Raises:
-            GraphError: x or dim is not as above.
+            GraphError: x, dim, index or ptr is not as above.
         """
         if x.ndim != 2 or x.shape[1] != self.channels or dim not in (0, -2):
             raise GraphError(f"SSMAggregation: x of shape {tuple(x.shape)} along {dim}, expected (n, {self.channels})")
         if ptr is not None:
             sizes = ptr.long().diff()
+            if len(ptr) < 1 or int(ptr[0]) != 0 or int(ptr[-1]) != len(x) or bool((sizes < 0).any()):
+                raise GraphError(f"SSMAggregation: ptr does not rise from 0 to {len(x)}, the number of rows of x")
         else:
             assert index is not None  # PyG's __call__ sees to it
+            check_batch("SSMAggregation", index, len(x), dim_size or int(index.max()) + 1 if len(x) else dim_size)
             sizes = torch.bincount(index, minlength=dim_size or 0)
             x = x.index_select(0, torch.argsort(index, stable=True))
         full = sizes > 0

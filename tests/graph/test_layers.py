@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from graph.checks import GraphError
-from graph.layers import LAYERS, HopConv, SSMConv, SubgraphTokens, WalkConv, layer_resolver
+from graph.layers import (
+    LAYERS,
+    HopConv,
+    SSMAggregation,
+    SSMConv,
+    SubgraphTokens,
+    WalkConv,
+    aggregation_resolver,
+    layer_resolver,
+)
 from graph.orders import ORDERS, rule_of
 from graph.topology import Topology
 from ssmcore import list_mixers
@@ -347,6 +356,11 @@ def test_resolver_knows_keys_and_class_names():
         assert type(layer_resolver(kind.__name__, 6)) is kind
     layer = HopConv(6)
     assert layer_resolver(layer) is layer
+    for name in ("ssm", "SSMAggregation"):
+        assert type(aggregation_resolver(name, 6)) is SSMAggregation
+    assert type(aggregation_resolver("mean")).__name__ == "MeanAggregation"
+    with pytest.raises(ValueError, match="medan"):
+        aggregation_resolver("medan")
     assert "order='canonical'" in repr(SSMConv(6))
     assert rule_of("canonical").ties == "average"
 

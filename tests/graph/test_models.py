@@ -36,6 +36,24 @@ def test_a_batch_equals_single_calls(name, encoding, graphs):
         torch.testing.assert_close(whole[i : i + 1], call(model, graphs.single(i)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_do_not_touch_each_other(name, graphs):
+    """Other features in graph 2, in evaluation: outputs and gradients of all others are equal to the bit."""
+    model, changed = build(name).eval(), graphs.x.clone()
+    changed[graphs.nodes(2)] *= -3
+    results = []
+    for features in (graphs.x, changed):
+        x = features.clone().requires_grad_()
+        y = call(model, replace(graphs, x=x))
+        (y * torch.arange(1.0, 5).double()).sum().backward()
+        results.append((y.detach(), x.grad))
+    (y, grad), (other_y, other_grad) = results
+    others = torch.arange(6) != 2
+    assert torch.equal(y[others], other_y[others])
+    assert not torch.equal(y[2], other_y[2])
+    assert torch.equal(grad[graphs.batch != 2], other_grad[graphs.batch != 2])
+
+
 @pytest.mark.parametrize("name", EQUIVARIANT)
 def test_relabelling_nodes_leaves_pooled_outputs_alone(name, graphs):
     model = build(name, encoding="rwse").eval()
@@ -168,6 +186,22 @@ def test_aggregation_reads_each_set_in_order(index, graphs):
     torch.testing.assert_close(gapped[::2][:6], y, rtol=0, atol=1e-12)
     assert not gapped[1::2].any()
     assert not gapped[12].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: {"ptr": torch.tensor([0, 20, 10, 36])}, "does not rise from 0 to 36"),
+        (lambda g: {"ptr": torch.tensor([0, 20])}, "does not rise from 0 to 36"),
+        (lambda g: {"index": g.batch - 1}, "batch holds graph -1"),
+        (lambda g: {"index": g.batch.double()}, "batch has dtype float64"),
+        (lambda g: {"index": g.batch, "x": g.x[:, :4]}, r"expected \(n, 6\)"),
+    ],
+)
+def test_aggregation_refuses(change, message, graphs):
+    arguments = {"x": graphs.x} | change(graphs)
+    with pytest.raises(GraphError, match=message):
+        SSMAggregation(6).double().forward(**arguments)
 
 
 def test_aggregation_serves_pygs_own_modules(graphs):

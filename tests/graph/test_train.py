@@ -245,6 +245,13 @@ def test_reach(tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "reach" / "scores.csv").read_text().splitlines()) == 5
     assert reach.main([*words, "--hidden", "4", "--output", "reach"]) == 0
     assert "epoch 1/1" not in capsys.readouterr().out
+    tree = ["--task", "tree_neighbors_match", "--models", "[graph_mamba]", "--distances", "[2]", "--graphs", "16"]
+    assert reach.main([*tree, "--epochs", "1", "--hidden", "4", "--output", "tree", "--beside", "[reach]"]) == 0
+    assert (
+        (tmp_path / "tree" / "scores.csv").read_text().splitlines()[1].startswith("tree_neighbors_match,graph_mamba,2,")
+    )
+    assert reach.main([*tree, "--epochs", "1", "--output", "tree", "--beside", "[nowhere]"]) == 2
+    assert "nowhere: there is no scores.csv in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("k", "least"), [(3, 0.9)])
