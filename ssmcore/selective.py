@@ -121,17 +121,15 @@ def scan_routes(scans: Iterable[nn.Module], u: Tokens, tables: Int[torch.Tensor,
     rank, n = own[0].dt_rank, own[0].d_state
     projected = F.linear(u, torch.cat([scan.x_proj.weight for scan in own])).unflatten(2, (len(own), -1))
     low_rank, B, C = projected.movedim(2, 0).split([rank, n, n], dim=-1)
-    with torch.autocast(u.device.type, enabled=False):
-        weight = at_least_float32(torch.stack([scan.dt_proj.weight for scan in own]))
-        dt = torch.bmm(low_rank.to(weight.dtype).flatten(1, 2), weight.mT).unflatten(1, u.shape[:2])
     return routed_scan(
         u,
-        dt,
+        low_rank,
         -at_least_float32(torch.stack([scan.A_log for scan in own])).exp(),
         B,
         C,
         tables,
         D=torch.stack([scan.D for scan in own]),
         dt_bias=torch.stack([scan.dt_proj.bias for scan in own]),
+        dt_weight=torch.stack([scan.dt_proj.weight for scan in own]),
         dt_softplus=True,
     )

@@ -63,8 +63,13 @@ def selective_scan_cases() -> dict[str, Callable[[], Any]]:
         initial_state=None, order=None, rows=None, dt_softplus=True, reverse=False, rule="euler"
     )
 
-    def forward(save: bool, *size: Any, **more: Any) -> Any:
-        return lambda: triton.forward(*tensors(*size, **more), **plain, save=save)
+    def forward(save: bool, *size: Any, powers: bool = False, **more: Any) -> Any:
+        return lambda: triton.forward(*tensors(*size, **more), **plain, save=save, powers=powers)
+
+    def projected(b: int, l: int, d: int, n: int, dtype: torch.dtype, rank: int) -> Any:
+        x, _, *rest = tensors(b, l, d, n, dtype)
+        given = (x, torch.empty(b, l, rank, dtype=dtype, device="meta"), *rest[:-1])
+        return lambda: triton.forward(*given, torch.empty(d, 1 + rank, device="meta"), **plain, save=True)
 
     def backward(*size: Any) -> Any:
         given = tensors(*size)
@@ -83,7 +88,9 @@ def selective_scan_cases() -> dict[str, Callable[[], Any]]:
         "language forward": forward(False, *language, half, gate=False),
         "language forward, states kept": forward(True, *language, half),
         "language backward": backward(*language, half),
+        "language forward, one exponential": forward(False, *language, half, gate=False, powers=True),
         "vision forward": forward(False, *vision, half),
+        "vision forward, steps of low rank": projected(*vision, half, 24),
         "language forward, float32": forward(True, *language, torch.float32),
         "language backward, float32": backward(*language, torch.float32),
         "one state forward": forward(True, 64, 196, 384, 1, half),

@@ -236,7 +236,8 @@ def _full(tensors: Tensors, order: Tensor | None) -> Tensors:
     x, dt, A, B, C, D, z, dt_bias, initial_state = tensors
     if _is_projected(dt_bias, order):
         weight, dt_bias = dt_bias[..., 1:], dt_bias[..., 0]
-        dt = dt.to(weight.dtype) @ (weight if order is None else weight[:, None]).mT
+        with torch.autocast(dt.device.type, enabled=False):
+            dt = (dt.to(weight.dtype).flatten(-3, -2) @ weight.mT).unflatten(-2, dt.shape[-3:-1])
     return (x, dt, _multiples(A, B, order), B, C, D, z, dt_bias, initial_state)
 
 
@@ -247,10 +248,10 @@ def _folded(grads: list[Tensor | None], tensors: Tensors, order: Tensor | None) 
         multiples = torch.arange(1, B.shape[-1] + 1, device=A.device)
         grads[2] = (grads[2] * multiples).sum(-1).to(A.dtype)
     if _is_projected(dt_bias, order):
-        step = grads[1].to(dt_bias.dtype)
-        weight = dt_bias[..., 1:] if order is None else dt_bias[:, None, :, 1:]
-        of_weight = torch.einsum("...bld,...blq->...dq", step, dt.to(step.dtype))
-        grads[1], grads[7] = (step @ weight).to(dt.dtype), torch.cat([grads[7][..., None], of_weight], -1)
+        step, low = grads[1].to(dt_bias.dtype).flatten(-3, -2), dt.to(dt_bias.dtype).flatten(-3, -2)
+        with torch.autocast(dt.device.type, enabled=False):
+            grads[1] = (step @ dt_bias[..., 1:]).to(dt.dtype).view(dt.shape)
+            grads[7] = torch.cat([grads[7][..., None], step.mT @ low], -1)
     return [g for g in grads if g is not None]
 
 
