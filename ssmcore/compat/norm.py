@@ -62,11 +62,12 @@ def rms_norm_fn(
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    *,
     eps: float = 1e-6,
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """RMS norm of x + residual.
+    """RMS norm of x + residual; what comes after it by name only, for upstream has more between.
 
     Args:
         x: Shape (..., d).
@@ -91,6 +92,7 @@ def layer_norm_fn(
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    *,
     eps: float = 1e-6,
     prenorm: bool = False,
     residual_in_fp32: bool = False,
@@ -98,7 +100,7 @@ def layer_norm_fn(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Layer norm of x + residual, or with `is_rms_norm` RMS norm; shapes and the rest as in `rms_norm_fn`."""
     if is_rms_norm:
-        return rms_norm_fn(x, weight, bias, residual, eps, prenorm, residual_in_fp32)
+        return rms_norm_fn(x, weight, bias, residual, eps=eps, prenorm=prenorm, residual_in_fp32=residual_in_fp32)
     total = _total(x, residual)
     wide = None if bias is None else at_least_float32(bias)
     y = F.layer_norm(total, x.shape[-1:], at_least_float32(weight), wide, eps).to(x.dtype)
@@ -125,4 +127,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False):
         """As `rms_norm_fn`, shape (..., d). Raises nothing."""
-        return rms_norm_fn(x, self.weight, None, residual, self.eps, prenorm, residual_in_fp32)
+        return rms_norm_fn(
+            x, self.weight, None, residual, eps=self.eps, prenorm=prenorm, residual_in_fp32=residual_in_fp32
+        )
