@@ -69,7 +69,23 @@ class ScalarNorm(nn.Module):
         return y.to(self.scale.dtype)
 
 
-NORMS: dict[str, Any] = {"rms": RMSNorm, "layer": LayerNorm, "scalar": ScalarNorm}
+class BatchNorm(nn.BatchNorm1d):
+    """Each channel normalised over all tokens of the batch that exist, in float32; (..., d).
+
+    Evaluation uses running moments and is causal; training is not, since every token counts in them.
+
+    Raises nothing.
+    Source: Ioffe & Szegedy 2015, as S4 and S5 use it for Long Range Arena.
+    """
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Normalise, shape (..., d). Raises nothing."""
+        with torch.autocast(x.device.type, enabled=False):
+            y = super().forward(at_least_float32(x).to(self.running_mean.dtype).flatten(0, -2))
+        return y.view_as(x).to(self.weight.dtype)
+
+
+NORMS: dict[str, Any] = {"rms": RMSNorm, "layer": LayerNorm, "scalar": ScalarNorm, "batch": BatchNorm}
 
 
 class DropPath(nn.Module):

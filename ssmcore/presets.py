@@ -104,14 +104,14 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "hawk": Backbone(
         pattern="rglru/G",
-        mixers={"G": {"name": "geglu", "expand": 3}},
+        mixers={"G": {"name": "geglu", "expand": 3, "activation": "gelu_tanh", "bias": True}},
         title="Gated linear recurrences only",
         source="De et al. 2024, Griffin, sec. 2",
     ),
     "griffin": Backbone(
         pattern="rglru/G rglru/G W/G",
         mixers={
-            "G": {"name": "geglu", "expand": 3},
+            "G": {"name": "geglu", "expand": 3, "activation": "gelu_tanh", "bias": True},
             "W": {"name": "attention", "window": 1024, "num_kv_heads": 1},
         },
         title="Two gated linear recurrences to one layer of local attention",

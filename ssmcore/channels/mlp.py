@@ -4,10 +4,12 @@ A channel mixer is a Mixer whose tokens do not see each other: its state is empt
 pattern.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
+from ssm_kernels.checks import check_choice
 from torch import Tensor, nn
 
 from ..array_types import Float, Tokens
@@ -60,6 +62,10 @@ class Mlp(PositionWise):
         return self.out_proj(F.gelu(self.in_proj(x)))
 
 
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh")}
+"""Of a gate, by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GluConfig:
     """Options of a gated linear unit."""
@@ -68,15 +74,15 @@ class GluConfig:
     """Hidden channels, in multiples of d_model: 8/3 has the parameters of an MLP with 4."""
     bias: bool = False
     """Biases of both maps."""
-    activation: Literal["silu", "gelu"] = "silu"
-    """On the gate."""
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    """On the gate; gelu_tanh is the approximation that JAX models are trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GegluConfig(GluConfig):
     """Options of the GELU-gated unit."""
 
-    activation: Literal["silu", "gelu"] = "gelu"
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "gelu"
     """On the gate."""
 
 
@@ -94,7 +100,8 @@ class Glu(PositionWise):
         hidden = int(self.config.expand * d_model)
         self.in_proj = nn.Linear(d_model, 2 * hidden, bias=self.config.bias)
         self.out_proj = nn.Linear(hidden, d_model, bias=self.config.bias)
-        self.activation = {"silu": F.silu, "gelu": F.gelu}[self.config.activation]
+        check_choice(type(self).__name__, "activation", self.config.activation, tuple(ACTIVATIONS))
+        self.activation = ACTIVATIONS[self.config.activation]
 
     def map_channels(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Shape (..., d). Raises nothing of its own."""

@@ -56,7 +56,9 @@ class ChannelLti(Mixer):
         raise NotImplementedError
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
-        """Zeros: ssm (b, d, n). Raises nothing."""
+        """Zeros: ssm (b, d, n). Raises Unsupported if two-sided."""
+        if not self.recurrent:
+            self._refuse("has no state: it looks ahead")
         return {"ssm": self._zeros(batch, self.channels, self.d_state, device=device, dtype=dtype)}
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
@@ -69,7 +71,9 @@ class ChannelLti(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             if state is None and not ctx.return_state:
                 longest = x.shape[1] if ctx.rows is None else int(ctx.rows.lengths.max())
-                return fft_conv(x, self.kernel(longest), cu_seqlens=ctx.cu_seqlens), None
+                back = self.kernel_back(longest)
+                kernel = self.kernel(longest)
+                return fft_conv(x, kernel, kernel_back=back, back_lag=1, cu_seqlens=ctx.cu_seqlens), None
             u = at_least_float32(x)
             D = at_least_float32(self.D)
             u = u.to(torch.promote_types(u.dtype, D.dtype))
@@ -89,6 +93,10 @@ class ChannelLti(Mixer):
                 y, h = run_in_blocks(self.discrete(), padded, lengths, h)
             y = (y if ctx.rows is None else ctx.rows.from_padded(y)) + D * u
         return y.to(x.dtype), {"ssm": h}
+
+    def kernel_back(self, length: int) -> Float[Tensor, "l d"] | None:
+        """Weights of the tokens ahead, the next one first, shape (l, d); None in a causal layer. Raises nothing."""
+        return None
 
     def advance(
         self, u: Float[Tensor, "r d"], h: Float[Tensor, "r d n"]

@@ -38,20 +38,26 @@ class DenseLti(Mixer):
         """B (n, d) and C (d, n). Raises nothing."""
         raise NotImplementedError
 
+    def map_back(self) -> Complex[Tensor, "d n"] | None:
+        """C of the system run backwards, the present token included, (d, n); None in a causal layer. Raises nothing."""
+        return None
+
     def activate(self, y: Tokens) -> Tokens:
         """The gated nonlinearity after the core, shape (b, l, d). Raises nothing."""
         raise NotImplementedError
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
-        """Zeros: ssm (b, n), complex. Raises nothing."""
+        """Zeros: ssm (b, n), complex. Raises Unsupported if two-sided."""
+        if not self.recurrent:
+            self._refuse("has no state: it looks ahead")
         return {"ssm": self._zeros(batch, self.d_state, device=device, dtype=dtype, complex_pairs=True)}
 
-    def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State]:
+    def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """Core and nonlinearity on x, (b, l, d) or packed; see Mixer.mix. Raises nothing of its own."""
         y, state = self.core(x, state, ctx)
         return self.activate(y), state
 
-    def core(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State]:
+    def core(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """The linear map: x and state to y and state, shapes as in `mix`. Raises nothing of its own."""
         with torch.autocast(x.device.type, enabled=False):
             u, D = at_least_float32(x), at_least_float32(self.D)
@@ -67,7 +73,10 @@ class DenseLti(Mixer):
                 return_last_state=True,
             )
             y = self.readout * (F.linear(h.real, C.real) - F.linear(h.imag, C.imag)) + D * u
-        return y.to(x.dtype), {"ssm": last}
+            if (C := self.map_back()) is not None:
+                h = linear_recurrence(a, w * driven, cu_seqlens=ctx.cu_seqlens, reverse=True)
+                y = y + self.readout * (F.linear(h.real, C.real) - F.linear(h.imag, C.imag))
+        return y.to(x.dtype), {"ssm": last} if self.recurrent else None
 
     def kernel(self, length: int) -> Float[Tensor, "l d d"]:
         """The core's answer to single ones at time 0.

@@ -29,7 +29,13 @@ class Diagonal(NamedTuple):
 
 
 def run_diagonal(
-    system: Diagonal, D: Float[Tensor, "d"], x: Tokens, ssm: State | None, ctx: Context, rule: Rule
+    system: Diagonal,
+    D: Float[Tensor, "d"],
+    x: Tokens,
+    ssm: State | None,
+    ctx: Context,
+    rule: Rule,
+    back: Diagonal | None = None,
 ) -> tuple[Tokens, State | None]:
     """The systems on their channels.
 
@@ -40,11 +46,16 @@ def run_diagonal(
         ssm: States before the first token, shape (b, d, n) or (r, d, n); zeros when None.
         ctx: Rows, steps, and whether the state is wanted.
         rule: Discretisation.
+        back: Systems that read the tokens ahead, from the next one on; there is no state then, and no dt.
     Returns:
         y, shape of x; and the states after the last token, or None where none came and none is wanted.
     """
     with torch.autocast(x.device.type, enabled=False):
         D = at_least_float32(D)
+        if back is not None:
+            longest = x.shape[1] if ctx.rows is None else int(ctx.rows.lengths.max())
+            kernel, ahead = diagonal_kernel(system, D, longest, rule), diagonal_kernel(back, 0 * D, longest, rule)
+            return fft_conv(x, kernel, kernel_back=ahead, back_lag=1, cu_seqlens=ctx.cu_seqlens), None
         if ssm is None and ctx.rows is None and ctx.dt is None and not ctx.return_state:
             return fft_conv(x, diagonal_kernel(system, D, x.shape[1], rule)), None
         dt = system.dt.expand(x.shape) if ctx.dt is None else system.dt * ctx.dt.to(system.dt.dtype)[..., None]

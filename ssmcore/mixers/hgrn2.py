@@ -57,6 +57,7 @@ class Hgrn2(MatrixMemory):
     Config = Hgrn2Config
     examples = ({}, {"num_heads": 2, "lower_bound": 0.5, "expand_v": 1.5, "chunk": 4})
     gate = None
+    norm_each_head = False
 
     def weigh(
         self, x: Tokens, q: HeadTokens, k: HeadTokens, v: HeadTokens, state: State | None, ctx: Context

@@ -1,10 +1,12 @@
 """Hyena: gates and long convolutions in turn, the taps of each convolution made by a small network from their time.
 
     (x_0 .. x_(n-1), v) = shortconv(in_proj x);   v <- K_i * (v x_i) + b_i v x_i, i = n-1 .. 1;   y = out_proj(v x_0)
-    K[t] = net(z(t)) (exp(-alpha_d t) + shift),   z(t) = [t, cos 2 pi f t, sin 2 pi f t ..],   t in units of l_max
+    K[t] = net(z(t)) (exp(-alpha_d t) + shift),   z(t) = [t, Re and Im of e^(-2 pi i f t') ..]
 
-The network's nonlinearity is sin(omega .), its parameters do not grow with the length. Time is measured in l_max, so
-another l_max stretches the kernels.
+The network's nonlinearity is sin(omega .), one omega a unit for all its layers; its parameters do not grow with the
+length. Time runs from 0 to 1 over l_max tokens (t; t' ends one token later), so another l_max stretches the kernels.
+As published, the net's outputs are the taps of channel v and convolution o at v (n - 1) + o, the first convolution
+being the one that is applied first, and so are the rates alpha.
 Source: Poli et al. 2023, Hyena hierarchy: towards larger convolutional language models, sec. 3.
 """
 
@@ -33,10 +35,10 @@ class HyenaConfig:
     """Width of the short convolution, in tokens."""
     filter_width: int = 64
     """Hidden units of the network that makes the taps."""
-    filter_layers: int = 2
+    filter_layers: int = 3
     """Its hidden layers."""
     frequencies: int = 8
-    """Frequencies of the time features, 0 upwards in cycles over l_max."""
+    """Frequencies of the time features, about 0 upwards in cycles over l_max."""
     omega: float = 1.0
     """Initial frequency of the network's sines; 10 for recall over very long sequences."""
     decay: tuple[float, float] = (0.3, 1.5)
@@ -82,12 +84,14 @@ class Hyena(Mixer):
         wide, w = (c.order + 1) * d_model, c.filter_width
         self.in_proj = nn.Linear(d_model, wide)
         self.conv = ShortConv(wide, c.d_conv, activation=None)
-        layers: list[nn.Module] = [nn.Linear(1 + 2 * c.frequencies, w), Sine(w, c.omega)]
+        sine = Sine(w, c.omega)
+        layers: list[nn.Module] = [nn.Linear(1 + 2 * c.frequencies, w), sine]
         for _ in range(c.filter_layers - 1):
-            layers += [nn.Linear(w, w), Sine(w, c.omega)]
+            layers += [nn.Linear(w, w), sine]
         self.net = nn.Sequential(*layers, nn.Linear(w, (c.order - 1) * d_model, bias=False))
         self.D = nn.Parameter(torch.randn(c.order - 1, d_model))
-        rates = torch.linspace(math.log(100) / c.decay[1], math.log(100) / c.decay[0], d_model)
+        slowest, fastest = (math.log(100) / time for time in reversed(c.decay))
+        rates = torch.linspace(slowest, fastest, (c.order - 1) * d_model)
         self.register_buffer("rates", rates)
         self.out_proj = nn.Linear(d_model, d_model)
 
@@ -103,15 +107,17 @@ class Hyena(Mixer):
         longest = x.shape[1] if ctx.rows is None else int(ctx.rows.lengths.max())
         with torch.autocast(x.device.type, enabled=False):
             kernels, D = self.kernels(longest), at_least_float32(self.D)
-            for i in range(self.config.order - 1, 0, -1):
-                v = fft_conv(v * gates[i], kernels[i - 1], D=D[i - 1], cu_seqlens=ctx.cu_seqlens)
+            for i, gate in enumerate(reversed(gates[1:])):
+                v = fft_conv(v * gate, kernels[i], D=D[i], cu_seqlens=ctx.cu_seqlens)
         return self.out_proj(v * gates[0]), None
 
     def kernels(self, length: int) -> Float[Tensor, "convs l d"]:
         """The taps of each convolution, skip not included, shape (order - 1, l, d). Raises nothing."""
-        rates = at_least_float32(self.rates)
-        t = torch.arange(length, dtype=rates.dtype, device=rates.device)[:, None] / self.config.l_max
-        angle = 2 * math.pi * t * torch.arange(self.config.frequencies, dtype=rates.dtype, device=rates.device)
-        taps = self.net(torch.cat([t, angle.cos(), angle.sin()], -1).to(self.D.dtype))
-        window = torch.exp(-t * rates) + self.config.shift
-        return (at_least_float32(taps).unflatten(-1, (-1, self.d_model)) * window[:, None]).transpose(0, 1)
+        rates, l_max = at_least_float32(self.rates), self.config.l_max
+        step = torch.arange(length, dtype=rates.dtype, device=rates.device)[:, None]
+        t = step / max(1, l_max - 1)
+        f = self.config.frequencies
+        angle = 2 * math.pi / l_max * step * torch.linspace(1e-4, f - 1, f, dtype=rates.dtype, device=rates.device)
+        taps = self.net(torch.cat([t, angle.cos(), -angle.sin()], -1).to(self.D.dtype))
+        taps = at_least_float32(taps) * (torch.exp(-t * rates) + self.config.shift)
+        return taps.unflatten(-1, (self.d_model, -1)).movedim(-1, 0)

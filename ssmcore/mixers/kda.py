@@ -41,6 +41,7 @@ class Kda(GatedDeltaNet):
     def __init__(self, d_model: int, config: KdaConfig | None = None):
         super().__init__(d_model, config)
         self.g_proj = low_rank(d_model, self.num_heads * self.d_value, self.rank, bias=True)
+        nn.init.uniform_(self.A_log, 1, 16).data.log_()  # not from 0, as in Gated DeltaNet
 
     @property
     def rank(self) -> int:

@@ -89,4 +89,5 @@ class Lru(DenseLti):
 
     def activate(self, y: Tokens) -> Tokens:
         """glu(out_proj gelu(y)), shape (b, l, d). Raises nothing."""
-        return F.glu(self.out_proj(F.gelu(y)), dim=-1)
+        # JAX's gelu: the authors' code is in JAX.
+        return F.glu(self.out_proj(F.gelu(y, approximate="tanh")), dim=-1)

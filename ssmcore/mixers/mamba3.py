@@ -24,7 +24,6 @@ from ..functional import at_least_float32, chunked_scan, linear_recurrence
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
 from .mamba import inverse_softplus, log_uniform
-from .retnet import turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ class Mamba3(Mixer):
     def rotation(
         self, dt: Float[Tensor, "b l h"], phi: Float[Tensor, "b l f"], before: Float[Tensor, "r h f"], ctx: Context
     ) -> tuple[Float[Tensor, "b l h f"], Float[Tensor, "r h f"]]:
-        """The angle at each token, in float64, and after the last one, in (-pi, pi]. Raises nothing."""
+        """The angle at each token, in float64, and after the last one, in [0, 2 pi). Raises nothing."""
         turns = dt[..., None].double() * math.pi * at_least_float32(phi).tanh()[..., None, :]
         ones = turns.new_ones(turns.shape[2] * turns.shape[3])
         angle, last = linear_recurrence(
@@ -158,16 +157,19 @@ class Mamba3(Mixer):
             cu_seqlens=ctx.cu_seqlens,
             return_last_state=True,
         )
-        last = torch.remainder(last + math.pi, 2 * math.pi) - math.pi
+        last = torch.remainder(last, 2 * math.pi)
         return angle.view(turns.shape), last.view(before.shape).to(before.dtype)
 
     def turned(
         self, x: Float[Tensor, "b l g n"], bias: Float[Tensor, "h n"], angle: Float[Tensor, "b l h f"]
     ) -> HeadTokens:
-        """x of each head plus its bias, its first 2 f channels turned, shape (b, l, h, n). Raises nothing."""
+        """x of each head plus its bias, its first f pairs of neighbours turned, shape (b, l, h, n). Raises nothing."""
         x = at_least_float32(x).repeat_interleave(self.num_heads // self.config.ngroups, 2) + at_least_float32(bias)
         inside, outside = x.split([2 * self.pairs, x.shape[-1] - 2 * self.pairs], -1)
-        return torch.cat([turn(inside, angle), outside], -1)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        first, second = inside.unflatten(-1, (-1, 2)).unbind(-1)
+        inside = torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
+        return torch.cat([inside, outside], -1)
 
 
 def shift(x: HeadTokens, before: Float[Tensor, "r h p"], ctx: Context) -> tuple[HeadTokens, Float[Tensor, "r h p"]]:

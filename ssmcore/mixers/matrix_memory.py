@@ -72,6 +72,8 @@ class MatrixMemory(Mixer):
     """Divide by the sum of the weights: a column of ones is kept beside the values, memory (b, h, n, p + 1)."""
     gate_rank: int | None = None
     """Rank of the gate's map; None is full."""
+    norm_each_head: ClassVar[bool] = True
+    """Normalise each head by itself; else all heads together."""
 
     def __init__(self, d_model: int, config: MatrixMemoryConfig | None = None):
         super().__init__(d_model, config)
@@ -90,7 +92,7 @@ class MatrixMemory(Mixer):
         width = getattr(c, "d_conv", None)
         self.conv1d = None if width is None else ShortConv(2 * keys + values, width, bias=False)
         self.g_proj = None if self.gate is None else low_rank(d_model, values, self.gate_rank)
-        self.o_norm = RMSNorm(self.d_value)
+        self.o_norm = RMSNorm(self.d_value if self.norm_each_head else values)
         self.o_proj = nn.Linear(values, d_model, bias=False)
 
     def weigh(
@@ -128,7 +130,7 @@ class MatrixMemory(Mixer):
         q, k, v = (at_least_float32(m).unflatten(-1, (self.num_heads, -1)) for m in maps)
         with torch.autocast(x.device.type, enabled=False):
             o, left = self.remember(x, q, k, v, state, ctx)
-        o = self.o_norm(o).flatten(-2)
+        o = self.o_norm(o).flatten(-2) if self.norm_each_head else self.o_norm(o.flatten(-2))
         if self.g_proj is not None:
             o = o * {"silu": F.silu, "sigmoid": F.sigmoid}[self.gate or "silu"](self.g_proj(x))
         return self.o_proj(o.to(x.dtype)), {**new, **left}

@@ -67,6 +67,10 @@ class RgLru(Mixer):
         squared = torch.empty(d).uniform_(0.9**2, 0.999**2)  # of the decay where r = 1 / strength
         self.Lambda = nn.Parameter(inverse_softplus(-0.5 * squared.log()))
         self.out_proj = nn.Linear(d, d_model)
+        for linear in (self.y_proj, self.x_proj, self.out_proj):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        for bias in (self.y_proj.bias, self.x_proj.bias, self.out_proj.bias, self.conv.bias):
+            nn.init.zeros_(bias)
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Λ does not decay. No shapes, raises nothing."""
@@ -89,7 +93,8 @@ class RgLru(Mixer):
             h, last = linear_recurrence(
                 decay, drive, initial_state=before.get("h"), cu_seqlens=ctx.cu_seqlens, return_last_state=True
             )
-        y = self.out_proj(F.gelu(self.y_proj(x)) * h.to(x.dtype))
+        # JAX's gelu, which the published models were trained with.
+        y = self.out_proj(F.gelu(self.y_proj(x), approximate="tanh") * h.to(x.dtype))
         return y, {"h": last, "conv": conv, "pos": seen}
 
     def recurrence(self, u: Tokens, first: Tensor) -> tuple[Tokens, Tokens]:

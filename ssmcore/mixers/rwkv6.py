@@ -2,7 +2,7 @@
 
     x_i = x[t] + (x[t-1] - x[t]) (mu_i + lora_i(x)),  i = w, k, v, r, g
     S[t] = Diag(w[t]) S[t-1] + k[t] v[t]^T,   o[t] = (S[t-1] + Diag(u) k[t] v[t]^T)^T r[t]
-    w = exp(-exp(d + lora(x_w))),   y = out_proj(norm(o) silu(g))
+    w = exp(-exp(d + up tanh(down x_w))),   y = out_proj(norm(o) silu(g))
 
 The memory is read before the token is written, the token itself counts by its bonus u. Code to paper: n = p.
 Source: Peng et al. 2024, Eagle and Finch: RWKV with matrix-valued states and dynamic recurrence, sec. 4.
@@ -19,7 +19,6 @@ from ..functional import at_least_float32, chunked_scan
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
 from ..token_shift import last_token, previous
-from .matrix_memory import low_rank, wide_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,24 @@ class Rwkv6Config:
     """Layers of the stack."""
 
 
+class LowRank(nn.Module):
+    """bias + up(act(down x)), down starting at zero, (b, l, d) to (b, l, d), in float32 or wider. Raises nothing."""
+
+    def __init__(self, d: int, rank: int, bias: float | None = 0.0, activation: str = "none"):
+        super().__init__()
+        self.down = nn.Parameter(torch.zeros(d, rank))
+        self.up = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, d), gain=0.1))
+        self.bias = None if bias is None else nn.Parameter(torch.full((d,), bias))
+        self.activation = {"none": lambda t: t, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[activation]
+
+    def forward(self, x: Tokens) -> Tokens:
+        """The map, shape (b, l, d). Raises nothing."""
+        with torch.autocast(x.device.type, enabled=False):
+            down, up = at_least_float32(self.down), at_least_float32(self.up)
+            y = self.activation(at_least_float32(x).to(down.dtype) @ down) @ up
+            return y if self.bias is None else y + at_least_float32(self.bias)
+
+
 class RwkvHeads(Mixer):
     """What RWKV-6 and RWKV-7 share: heads, the token shift and the norm of each head, (b, l, d) to (b, l, d).
 
@@ -50,7 +67,8 @@ class RwkvHeads(Mixer):
     """
 
     residual_out = ("out_proj.weight",)
-    norm_eps: float = 1e-5
+    norm_eps: float = 64e-5
+    """Of the norm of each head: 1e-5 times the square of the published head_size_divisor, 8."""
 
     def __init__(self, d_model: int, config=None):
         super().__init__(d_model, config)
@@ -62,7 +80,9 @@ class RwkvHeads(Mixer):
         self.k_proj, self.v_proj, self.r_proj, self.out_proj = (
             nn.Linear(d_model, d_model, bias=False) for _ in range(4)
         )
-        self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
+        share = (self.config.layer_index + 1) / self.config.num_layers
+        self.norm_weight = nn.Parameter(torch.full((d_model,), share**0.7))
+        self.norm_bias = nn.Parameter(torch.zeros(d_model))
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
         """Zeros: shift (b, d), the last token; memory (b, h, p, p), keys first. Raises nothing."""
@@ -113,10 +133,12 @@ class Rwkv6(RwkvHeads):
         self.mixes = nn.Parameter(torch.stack([mixes[i] for i in (1, 2, 3, 4, 4)]))  # w, k, v, r, g
         self.lora_in = nn.Parameter(torch.zeros(d_model, 5 * c.rank))
         self.lora_out = nn.Parameter(torch.empty(5, c.rank, d_model).uniform_(-0.01, 0.01))
-        self.decay = nn.Parameter(-6 + 5 * channel ** (0.7 + 1.3 * depth))
-        self.w_proj = low_rank(d_model, d_model, c.decay_rank)
+        place = torch.arange(d_model) / max(1, d_model - 1)
+        self.decay = nn.Parameter(-6 + 5 * place ** (0.7 + 1.3 * depth))
+        self.w_map = LowRank(d_model, c.decay_rank, bias=None, activation="tanh")
+        nn.init.uniform_(self.w_map.up, -0.01, 0.01)
         zigzag = 0.1 * ((torch.arange(d_model) + 1) % 3 - 1)
-        self.bonus = nn.Parameter((depth * (1 - channel) + zigzag).view(self.num_heads, -1))
+        self.bonus = nn.Parameter((depth * (1 - place) + zigzag).view(self.num_heads, -1))
         self.g_proj = nn.Linear(d_model, d_model, bias=False)
 
     def param_spec(self) -> dict[str, ParamSpec]:
@@ -129,7 +151,7 @@ class Rwkv6(RwkvHeads):
         w, k, v, r, g = self.shifted(x, before.get("shift"), ctx)
         g = F.silu(self.g_proj(g))
         k, v, r = self.heads(self.k_proj(k)), self.heads(self.v_proj(v)), self.heads(self.r_proj(r))
-        log_w = -(at_least_float32(self.decay) + wide_linear(self.w_proj, w).tanh()).exp()
+        log_w = -(at_least_float32(self.decay) + self.w_map(w)).exp()
         log_w = log_w.unflatten(-1, (self.num_heads, -1))
         with torch.autocast(x.device.type, enabled=False):
             # At each token the memory holds what the tokens before wrote: everything but r comes a token late.

@@ -21,7 +21,7 @@ from ..functional import at_least_float32
 from ..mixer import Context, ParamSpec
 from ..state import State
 from ..token_shift import last_token, previous
-from .rwkv6 import RwkvHeads
+from .rwkv6 import LowRank, RwkvHeads
 
 CHUNK = 32
 """Tokens of a triangular system: the decay over them is at least e^-20."""
@@ -33,30 +33,13 @@ class Rwkv7Config:
 
     num_heads: int | None = None
     """Heads; None is one for 64 channels."""
-    rank: int = 32
-    """Rank of the maps to decays, strengths, shares of the first layer's values and gates."""
+    rank: int | None = None
+    """Rank of the maps to decays, strengths, shares of the first layer's values and gates; None is 2.5, 2.5, 1.7 and 5
+    times the root of d_model, in multiples of 32."""
     layer_index: int = 0
     """The layer's place in its stack, from 0; a Stack fills it in. Decays and mixes start by it."""
     num_layers: int = 1
     """Layers of the stack."""
-
-
-class LowRank(nn.Module):
-    """bias + up(act(down x)), up starting at zero, (b, l, d) to (b, l, d), in float32 or wider. Raises nothing."""
-
-    def __init__(self, d: int, rank: int, bias: float | None = 0.0, activation: str = "none"):
-        super().__init__()
-        self.down = nn.Parameter(torch.zeros(d, rank))
-        self.up = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, d), gain=0.1))
-        self.bias = None if bias is None else nn.Parameter(torch.full((d,), bias))
-        self.activation = {"none": lambda t: t, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[activation]
-
-    def forward(self, x: Tokens) -> Tokens:
-        """The map, shape (b, l, d). Raises nothing."""
-        with torch.autocast(x.device.type, enabled=False):
-            down, up = at_least_float32(self.down), at_least_float32(self.up)
-            y = self.activation(at_least_float32(x).to(down.dtype) @ down) @ up
-            return y if self.bias is None else y + at_least_float32(self.bias)
 
 
 class Rwkv7(RwkvHeads):
@@ -71,29 +54,39 @@ class Rwkv7(RwkvHeads):
     selective = True
     Config = Rwkv7Config
     examples = ({"rank": 3}, {"num_heads": 2, "rank": 2})
-    norm_eps = 64e-5
 
     def __init__(self, d_model: int, config: Rwkv7Config | None = None):
         super().__init__(d_model, config)
         c: Rwkv7Config = self.config
         channel, depth, above = self.ramp()
+        # Each channel's place in the model from 0 to 1 and from -1/2 to 1/2, and in its head from -1 to 1, squared.
+        place = torch.arange(d_model) / max(1, d_model - 1)
+        middle = (self.d_head - 1) / 2
+        zigzag = ((torch.arange(d_model) % self.d_head) - middle) / max(0.5, middle)
+        zigzag, linear = zigzag * zigzag.abs(), place - 0.5
         powers = torch.tensor([0.9, 0.7, 0.7, 0.2, 0.9, 0.2])[:, None]  # of w, k, v, r, a, g
         self.mixes = nn.Parameter(1 - channel ** (powers * above))
-        self.w_map = LowRank(d_model, c.rank, activation="tanh")
-        self.a_map = LowRank(d_model, c.rank)
-        self.g_map = LowRank(d_model, c.rank, bias=None, activation="sigmoid")
-        with torch.no_grad():
-            assert self.w_map.bias is not None
-            self.w_map.bias.copy_(-6 + 6 * channel ** (0.85 + depth**0.5))
+        self.w_map = LowRank(d_model, self.rank(2.5), activation="tanh")
+        self.a_map = LowRank(d_model, self.rank(2.5))
+        self.g_map = LowRank(d_model, self.rank(5), bias=None, activation="sigmoid")
         self.exports = frozenset({"v_first"}) if c.layer_index == 0 else frozenset()
         self.needs = frozenset() if c.layer_index == 0 else frozenset({"v_first"})
-        self.v_map = None if c.layer_index == 0 else LowRank(d_model, c.rank, bias=1.0)
-        self.k_k, self.k_a = nn.Parameter(torch.full((d_model,), 0.85)), nn.Parameter(torch.full((d_model,), 1.02))
+        self.v_map = None if c.layer_index == 0 else LowRank(d_model, self.rank(1.7))
+        starts = {"w_map": -6 + 6 * place ** (1 + depth**0.3) + 0.5 + 2.5 * zigzag}
+        starts |= {"a_map": -0.19 + 0.3 * zigzag + 0.4 * linear, "v_map": 0.73 - 0.4 * linear}
+        for name, start in starts.items():
+            if getattr(self, name) is not None:
+                getattr(self, name).bias.data.copy_(start)
+        self.k_k, self.k_a = nn.Parameter(0.71 - 0.1 * linear), nn.Parameter(torch.full((d_model,), 1.02))
         self.r_k = nn.Parameter(torch.full((self.num_heads, self.d_head), -0.04))
         nn.init.orthogonal_(self.r_proj.weight)
         nn.init.orthogonal_(self.v_proj.weight)
         nn.init.orthogonal_(self.k_proj.weight, gain=0.1)
         nn.init.zeros_(self.out_proj.weight)
+
+    def rank(self, share: float) -> int:
+        """Rank of a map: the configured one, or `share` times the root of d_model as published. Raises nothing."""
+        return self.config.rank or max(32, round(share * self.d_model**0.5 / 32) * 32)
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Mixes and the weights of single channels do not decay. No shapes, raises nothing."""

@@ -59,8 +59,12 @@ class S4Config:
     """Largest initial step."""
     out: Literal["glu", "linear"] = "glu"
     """The map after the core: gated, or plain."""
+    two_sided: bool = False
+    """Also look ahead: a second C for the tokens that come, of the same systems. There is no state then."""
     lr_scale: float = 0.1
     """Factor on the learning rate of Λ, P, B and the steps, which do not decay."""
+    dt_lr_scale: float | None = None
+    """The same for the steps alone; None is lr_scale."""
 
 
 class S4(ChannelLti):
@@ -73,7 +77,11 @@ class S4(ChannelLti):
     title = "State space a channel, diagonal plus low rank (DPLR)"
     operator = "fft_conv"
     Config = S4Config
-    examples = ({"d_state": 8}, {"d_state": 4, "init": "fout", "low_rank": "free", "systems": 2, "out": "linear"})
+    examples = (
+        {"d_state": 8},
+        {"d_state": 4, "init": "fout", "low_rank": "free", "systems": 2, "out": "linear"},
+        {"d_state": 4, "two_sided": True},
+    )
 
     def __init__(self, d_model: int, config: S4Config | None = None):
         super().__init__(d_model, config)
@@ -91,13 +99,19 @@ class S4(ChannelLti):
         if c.low_rank == "free":
             self.Q = nn.Parameter(self.P.detach().clone())
         self.C = nn.Parameter(torch.randn(d_model, c.d_state // 2, 2) * 0.5**0.5)
+        if c.two_sided:
+            self.C_back = nn.Parameter(torch.randn(d_model, c.d_state // 2, 2) * 0.5**0.5)
+            self.causal = self.recurrent = self.lti = False
         self.D = nn.Parameter(torch.randn(d_model))
         self.out_proj = nn.Linear(d_model, (2 if c.out == "glu" else 1) * d_model)
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """The system and its steps learn slowly and do not decay. No shapes, raises nothing."""
         names = ("log_dt", "A_log", "A_imag", "B", "P", *(("Q",) if self.config.low_rank == "free" else ()))
-        return dict.fromkeys(names, ParamSpec(decay=False, lr_scale=self.config.lr_scale))
+        c = self.config
+        step = c.lr_scale if c.dt_lr_scale is None else c.dt_lr_scale
+        slow = dict.fromkeys(names, ParamSpec(decay=False, lr_scale=c.lr_scale))
+        return {**slow, "log_dt": ParamSpec(decay=False, lr_scale=step)}
 
     def activate(self, y: Tokens) -> Tokens:
         """out_proj gelu(y), gated or not, shape (b, l, d). Raises nothing."""
@@ -145,21 +159,28 @@ class S4(ChannelLti):
         """The impulse response by the generating function; see ChannelLti."""
         if length < 0:
             raise ValueError(f"kernel: length={length}, expected at least 0")
-        D = at_least_float32(self.D)
+        taps = self.taps(length, self.C)
+        return torch.cat([taps[:1] + at_least_float32(self.D), taps[1:]]) if length else taps
+
+    def kernel_back(self, length: int) -> Float[Tensor, "l d"] | None:
+        """The kernel of the tokens ahead; see ChannelLti."""
+        return self.taps(length, self.C_back) if self.config.two_sided else None
+
+    def taps(self, length: int, C: Float[Tensor, "d m 2"]) -> Float[Tensor, "l d"]:
+        """The kernel without the skip, as C reads it, in float32 or wider, shape (l, d). Raises nothing."""
         if length == 0:
-            return D.new_zeros(0, self.d_model)
+            return at_least_float32(self.D).new_zeros(0, self.d_model)
         n = 2 * length
         radius = ALIAS ** (1 / n)
-        wide = [t.to(torch.complex128) for t in self.continuous()]
+        wide = [t.to(torch.complex128) for t in (*self.continuous()[:-1], complex_of(C))]
         dt = self.log_dt.double().exp()
-        angle = torch.arange(n // 2 + 1, dtype=torch.float64, device=D.device) * (2 * math.pi / n)
+        angle = torch.arange(n // 2 + 1, dtype=torch.float64, device=dt.device) * (2 * math.pi / n)
         z = torch.polar(torch.full_like(angle, radius), -angle)
         size = max(1, CAUCHY_TERMS // wide[0].numel())
         pieces = [checkpoint(generating_function, *wide, dt, piece, use_reentrant=False) for piece in z.split(size)]
         faded = torch.fft.irfft(torch.cat(pieces, -1), n=n)[:, :length].T
-        taps = faded * radius ** -torch.arange(length, dtype=torch.float64, device=D.device)[:, None]
-        taps = taps.to(D.dtype)
-        return torch.cat([taps[:1] + D, taps[1:]])
+        taps = faded * radius ** -torch.arange(length, dtype=torch.float64, device=dt.device)[:, None]
+        return taps.to(at_least_float32(self.D).dtype)
 
 
 def generating_function(

@@ -47,6 +47,8 @@ class S4DConfig:
     """Learn B too. It can be absorbed in C, so this changes how the core learns, not what it can be."""
     out: Literal["glu", "linear"] = "glu"
     """The map after the core: gated, or plain."""
+    two_sided: bool = False
+    """Also look ahead: a second C for the tokens that come, of the same systems. There is no state then, and no dt."""
 
 
 class S4D(Mixer):
@@ -64,6 +66,7 @@ class S4D(Mixer):
         {"d_state": 4, "init": "real", "rule": "bilinear"},
         {"d_state": 6, "init": "inv"},
         {"d_state": 6, "systems": 2, "learn_input": True, "out": "linear"},
+        {"d_state": 4, "two_sided": True},
     )
     lti = True
     takes_dt = True
@@ -87,6 +90,9 @@ class S4D(Mixer):
             self.B = nn.Parameter(torch.stack([ones, torch.zeros_like(ones)], -1) if self.complex_pairs else ones)
         # Re and Im of a complex normal number of variance 1 stand side by side: a cast of the module reaches them.
         self.C = nn.Parameter(torch.randn(d_model, n, 2) * 0.5**0.5 if self.complex_pairs else torch.randn(d_model, n))
+        if c.two_sided:
+            self.C_back = nn.Parameter(torch.randn_like(self.C) * (0.5**0.5 if self.complex_pairs else 1.0))
+            self.causal = self.recurrent = self.takes_dt = self.lti = False
         self.D = nn.Parameter(torch.randn(d_model))
         self.out_proj = nn.Linear(d_model, 2 * d_model if c.out == "glu" else d_model)
 
@@ -96,7 +102,9 @@ class S4D(Mixer):
         return {name: ParamSpec(decay=False, lr_scale=self.config.lr_scale) for name in names}
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
-        """Zeros: ssm (b, d, n). Raises nothing."""
+        """Zeros: ssm (b, d, n). Raises Unsupported if two-sided."""
+        if not self.recurrent:
+            self._refuse("has no state: it looks ahead")
         shape = (self.d_model, self.A_log.shape[1])
         return {"ssm": self._zeros(batch, *shape, device=device, dtype=dtype, complex_pairs=self.complex_pairs)}
 
@@ -109,7 +117,11 @@ class S4D(Mixer):
     def core(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """The linear map: x and state to y and state, shapes as in `mix`. Raises nothing of its own."""
         before = None if state is None else state["ssm"]
-        y, ssm = run_diagonal(self.continuous(), self.D, x, before, ctx, self.config.rule)
+        system, back = self.continuous(), None
+        if self.config.two_sided:
+            C = at_least_float32(self.C_back)
+            back = system._replace(C=torch.view_as_complex(C.contiguous()) if self.complex_pairs else C)
+        y, ssm = run_diagonal(system, self.D, x, before, ctx, self.config.rule, back)
         return y, None if ssm is None else {"ssm": ssm}
 
     def kernel(self, length: int) -> Float[Tensor, "l d"]:

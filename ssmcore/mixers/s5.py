@@ -33,6 +33,8 @@ class S5Config:
     """Smallest initial step."""
     dt_max: float = 0.1
     """Largest initial step."""
+    two_sided: bool = False
+    """Also look ahead: a second C reads the same system run backwards. There is no state then, and no dt."""
     lr_scale: float = 0.25
     """Factor on the learning rate of poles, steps and B, which do not decay."""
 
@@ -47,7 +49,7 @@ class S5(DenseLti):
     title = "One state space of all channels, diagonal"
     operator = "linear_recurrence"
     Config = S5Config
-    examples = ({"d_state": 8}, {"d_state": 12, "blocks": 3})
+    examples = ({"d_state": 8}, {"d_state": 12, "blocks": 3}, {"d_state": 8, "two_sided": True})
     readout = 2.0
 
     def __init__(self, d_model: int, config: S5Config | None = None):
@@ -65,6 +67,10 @@ class S5(DenseLti):
         C = torch.randn(d_model, c.d_state) / c.d_state**0.5
         self.B = nn.Parameter(torch.view_as_real(V.mH @ B.to(V.dtype)).clone())
         self.C = nn.Parameter(torch.view_as_real(C.to(V.dtype) @ V).clone())
+        if c.two_sided:
+            C = torch.randn(d_model, c.d_state) / c.d_state**0.5
+            self.C_back = nn.Parameter(torch.view_as_real(C.to(V.dtype) @ V).clone())
+            self.causal = self.recurrent = self.takes_dt = self.lti = False
         self.D = nn.Parameter(torch.randn(d_model))
         self.gate = nn.Linear(d_model, d_model)
 
@@ -92,7 +98,11 @@ class S5(DenseLti):
         """B (n, d) and C (d, n). Raises nothing."""
         return complex_of(self.B), complex_of(self.C)
 
+    def map_back(self) -> Complex[Tensor, "d n"] | None:
+        """C of the system run backwards; see DenseLti."""
+        return complex_of(self.C_back) if self.config.two_sided else None
+
     def activate(self, y: Tokens) -> Tokens:
         """g sigmoid(W g) with g = gelu(y), shape (b, l, d). Raises nothing."""
-        g = F.gelu(y)
+        g = F.gelu(y, approximate="tanh")  # JAX's gelu, which the published models were trained with
         return g * torch.sigmoid(self.gate(g))

@@ -64,3 +64,14 @@ def test_unit_vectors():
 def test_bad_options(beta_max):
     with pytest.raises(ValueError, match="beta_max"):
         create_mixer("deltanet", 8, beta_max=beta_max)
+
+
+def test_orthonormal_keys_are_recalled_and_overwritten_exactly():
+    """With full strength and no decay a memory of n keys is a dictionary of n entries."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator))[0]
+    values = torch.randn(8, 4, dtype=torch.float64, generator=generator)
+    k = torch.cat([keys, keys[[1, 4]]])[None, :, None]
+    _, memory = chunked_scan(k, k, values[None, :, None], beta=torch.ones(1, 8, 1).double(), return_last_state=True)
+    want = values[[0, 6, 2, 3, 7, 5]]
+    torch.testing.assert_close(keys @ memory[0, 0], want, rtol=0, atol=1e-14)

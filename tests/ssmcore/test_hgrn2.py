@@ -55,3 +55,19 @@ def test_deep_layers_remember_longer():
     mixers = Stack(8, "hgrn2*4").mixers
     assert [mixer.config.gamma for mixer in mixers] == [0, 0.25, 0.5, 0.75]
     assert Stack(8, "hgrn2*2", mixers={"hgrn2": {"lower_bound": 0.9}}).mixers[0].config.gamma == 0.9
+
+
+@torch.no_grad()
+def test_the_layer_token_by_token():
+    """All heads are normalised together, as the published layer does."""
+    mixer = create_mixer("hgrn2", 8, num_heads=2, lower_bound=0.3).double()
+    torch.nn.init.normal_(mixer.o_norm.weight)
+    x = torch.randn(1, 7, 8, dtype=torch.float64)
+    S, outputs = torch.zeros(2, 4, 4, dtype=torch.float64), []
+    for token in x[0]:
+        forget = (0.3 + 0.7 * mixer.k_proj(token).sigmoid()).view(2, 4)
+        S = forget[..., None] * S + (1 - forget)[..., None] * mixer.v_proj(token).view(2, 1, 4)
+        o = torch.einsum("hnp,hn->hp", S, F.silu(mixer.q_proj(token)).view(2, 4)).flatten()
+        o = o * torch.rsqrt(o.square().mean() + 1e-5) * mixer.o_norm.weight
+        outputs.append(mixer.o_proj(o))
+    torch.testing.assert_close(mixer(x)[0][0], torch.stack(outputs))

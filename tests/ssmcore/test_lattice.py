@@ -199,6 +199,6 @@ def test_rwkv6_writes_as_gla_does():
     mixer, x = create_mixer("rwkv6", 8, num_heads=2, rank=2, decay_rank=2).double(), normal(B, L, 8)
     w, k, v, _, _ = mixer.shifted(x, None, Context())
     k, v = mixer.heads(mixer.k_proj(k)), mixer.heads(mixer.v_proj(v))
-    log_decay = -(mixer.decay + mixer.w_proj(w).tanh()).exp().unflatten(-1, (2, -1))
+    log_decay = -(mixer.decay + mixer.w_map(w)).exp().unflatten(-1, (2, -1))
     want = chunked_scan(k, k, v, log_decay=log_decay, return_last_state=True)[1]
     same(mixer(x, return_state=True)[1]["memory"], want)

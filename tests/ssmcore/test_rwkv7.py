@@ -83,3 +83,21 @@ def test_later_layers_need_the_first_ones_values():
     torch.testing.assert_close(stack(x, reset=reset)[0], cut, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="v_first"):
         create_mixer("rwkv7", 8, layer_index=1, num_layers=2)(x)
+
+
+@torch.no_grad()
+def test_the_first_weights_follow_channel_and_depth():
+    """RWKV-LM, RWKV_Tmix_x070, layer 2 of 4, heads of 4."""
+    mixer = create_mixer("rwkv7", 12, num_heads=3, layer_index=2, num_layers=4)
+    for n in range(12):
+        linear, zigzag = n / 11 - 0.5, ((n % 4) - 1.5) / 1.5
+        zigzag *= abs(zigzag)
+        decay = -6 + 6 * (n / 11) ** (1 + (2 / 3) ** 0.3) + 0.5 + 2.5 * zigzag
+        assert mixer.w_map.bias[n].item() == pytest.approx(decay, abs=1e-5)
+        assert mixer.a_map.bias[n].item() == pytest.approx(-0.19 + 0.3 * zigzag + 0.4 * linear, abs=1e-5)
+        assert mixer.v_map.bias[n].item() == pytest.approx(0.73 - 0.4 * linear, abs=1e-5)
+        assert mixer.k_k[n].item() == pytest.approx(0.71 - 0.1 * linear, abs=1e-5)
+    assert (mixer.norm_weight == 0.75**0.7).all()
+    assert [m.down.shape[1] for m in (mixer.w_map, mixer.a_map, mixer.v_map, mixer.g_map)] == [32] * 4
+    wide = create_mixer("rwkv7", 768, layer_index=1, num_layers=12)
+    assert [m.down.shape[1] for m in (wide.w_map, wide.a_map, wide.v_map, wide.g_map)] == [64, 64, 32, 128]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ssmcore import Bidirectional, ScanOrder, Stack, create_mixer
+from ssmcore.mixer import Context
 from ssmcore.orders import ORDERS, inverse, order
 
 
@@ -144,3 +145,22 @@ def test_scan_order_compiles_for_any_grid(share):
     compiled, x = torch.compile(run, fullgraph=True, backend="aot_eager"), torch.randn(2, 12, 4)
     torch.testing.assert_close(compiled(x, 3, 4), run(x, 3, 4))
     torch.testing.assert_close(compiled(x, 2, 6), run(x, 2, 6))
+
+
+@pytest.mark.parametrize("name", ["s4", "s4d", "s5"])
+@torch.no_grad()
+def test_a_two_sided_state_space_is_two_causal_ones(name):
+    """Its second C reads the tokens from the end on; S4's and S4D's from the next one, S5's from the present."""
+    two = create_mixer(name, 4, d_state=8, two_sided=True).double()
+    past, future = (create_mixer(name, 4, d_state=8).double() for _ in range(2))
+    weights = {key: value for key, value in two.state_dict().items() if key != "C_back"}
+    past.load_state_dict(weights)
+    future.load_state_dict({**weights, "C": two.C_back, "D": torch.zeros(4)})
+    x = torch.randn(2, 23, 4, dtype=torch.float64)
+    back = future.core(x.flip(1), None, Context())[0].flip(1)
+    if name != "s5":
+        back = torch.cat([back[:, 1:], torch.zeros(2, 1, 4)], 1)
+    torch.testing.assert_close(two.core(x, None, Context())[0], past.core(x, None, Context())[0] + back)
+    mask = torch.ones(2, 23, dtype=torch.bool)
+    mask[1, 15:] = False
+    torch.testing.assert_close(two(x, mask=mask)[0][1, :15], two(x[1:, :15])[0][0])
