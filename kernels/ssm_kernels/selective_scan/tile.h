@@ -124,7 +124,7 @@ INLINE real read_inputs(const problem *p, const place *q, tile *t, int plain, in
     }
     vec *dt = t->dt[0], *slope = t->slope[0];
     if (p->softplus) ALONG(q->steps * WIDE, softplus_side(dt + k, backward ? slope + k : NULL, side))
-    else if (backward) ALONG(q->steps * WIDE, slope[k] = splat(1))
+    else if (backward) for (int k = 0; k < q->steps * WIDE; ++k) slope[k] = splat(1);
     for (int i = 0; i < q->steps; ++i) FOR_WIDE {
         const vec x = t->x[i][w], dt = t->dt[i][w], size = vabs(dt);
         t->u[i][w] = plain ? dt * x : x, t->y[i][w] = skip[w] * x;
