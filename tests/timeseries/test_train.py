@@ -295,7 +295,7 @@ def test_interrupted_command_resumes_to_the_same_weights(tmp_path, write_csv, co
         assert (run_dir / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(("context_length", "mse", "mae"), [("96", 0.367, 0.388), ("free", 0.362, 0.391)])
+@pytest.mark.parametrize(("context_length", "mse", "mae"), [("96", 0.375, 0.386), ("free", 0.362, 0.391)])
 def test_etth1_is_as_good_as_promised(context_length, mse, mae, etth1, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--data", str(etth1), "--context-length", context_length]) == 0
