@@ -10,13 +10,14 @@ goes through the reference. Gradients that a kernel makes from saved outputs cou
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .autograd import differentiable_vector_jacobian, vector_jacobian
-from .library import define, register
+from .library import define, register, register_autograd
 
 Outputs = tuple[Tensor, ...]
 # (cotangents, saved outputs, all inputs) -> a gradient for each given tensor; None where this backend has no kernel.
@@ -73,20 +74,20 @@ class _Operator:
         register(back)(self._run_backward)
         torch.library.register_fake(f"ssm_kernels::{self.name}", self._single(self.fake))
         torch.library.register_fake(f"ssm_kernels::{back}", self._fake_backward)
-        torch.library.register_autograd(f"ssm_kernels::{self.name}", self._gradient, setup_context=self._setup)
+        register_autograd(self.name, self._setup, self._gradient)
         torch.library.register_autograd(f"ssm_kernels::{back}", self._second, setup_context=self._setup_second)
 
-    @property
+    @cached_property
     def _held(self) -> int:
         """How many inputs are tensors, index tensors included."""
         return sum(text.startswith("Tensor") for text in self.inputs.split(", "))
 
-    @property
+    @cached_property
     def _nones(self) -> list[None]:
         """The gradients of the inputs that have none."""
         return [None] * (len(self.inputs.split(", ")) - self.tensors)
 
-    @property
+    @cached_property
     def _cotangents(self) -> int:
         return len(self.outputs.split(", "))
 

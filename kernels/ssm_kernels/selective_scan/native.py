@@ -149,13 +149,12 @@ class Call(NativeCall):
 
     def _shares(self, rows: int, threads: int) -> tuple[int, int]:
         """Row groups and channel blocks: enough tasks for the threads, and few copies of dA and dB."""
-        wanted = 1 if threads == 1 else 4 * threads
-        row_groups = max(1, min(rows, max(wanted, 8)))
-        blocks = min(
-            self.layout.tiles // self.problem.routes,
-            max(1, -(-min(wanted, 2 * threads) // row_groups)) if threads > 1 else 1,
-        )
-        return row_groups, blocks
+        if threads == 1:
+            return max(1, min(rows, 8)), 1
+        row_groups, tiles = max(1, min(rows, 4 * threads)), self.layout.tiles // self.problem.routes
+        # Narrow blocks would have two cores write neighbouring cache lines at the same time.
+        blocks = 2 * threads if tiles >= 8 * threads else threads
+        return row_groups, min(tiles, -(-blocks // row_groups))
 
     def packed(self, rows: int, A: Tensor, zero: bool = False) -> Tensor:
         """A buffer for `rows` packed (d, n) arrays."""
