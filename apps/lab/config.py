@@ -82,3 +82,67 @@ class TableConfig:
     """The same for the runs of single tasks, e.g. {parity: {steps: 1000}}."""
     output: str = "runs/lab-table"
     """Folder of the table; a run that was stopped goes on there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig:
+    """Write a data set that can be drawn anew, in the layout of the Long Range Arena archive."""
+
+    task: tuple[str, ...] = ()
+    """listops or pathfinder."""
+    output: str = "runs/lra-data/drawn"
+    """Folder; what is there already is left alone, so a stopped call goes on."""
+    count: int = 1000
+    """Images of pathfinder."""
+    size: Literal[32, 64, 128, 256] = 32
+    """Their height and width."""
+    drawn: tuple[int, ...] = (96000, 2000, 2000)
+    """Expressions in the three parts of listops."""
+    seed: int = 0
+    """Of the draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpringConfig:
+    """A spring-mass-damper: motion, stability, feedback, and what a record of its motion says of it."""
+
+    m: float = 1.0
+    """Mass, in kg."""
+    c: float = 0.4
+    """Damping, in N s / m."""
+    k: float = 4.0
+    """Stiffness, in N / m."""
+    seconds: float = 15.0
+    """How long to watch."""
+    dt: float = 0.05
+    """Step, in s."""
+    effort: float = 0.5
+    """Cost of the force in the optimal regulator, where position and velocity cost 1."""
+    pole_speed: float = 2.0
+    """The chosen poles are at minus this, and minus one and a half times this, per second."""
+    noise: float = 0.05
+    """Of the record that m, c and k are identified from, as a part of the motion's standard deviation."""
+    seed: int = 0
+    """Of the record."""
+    output: str = "runs/spring"
+    """Folder of spring.png."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KalmanConfig:
+    """A vehicle that is seen now and then: Kalman filter and smoother, sequential, parallel and by dense algebra."""
+
+    steps: int = 200
+    """Steps."""
+    dt: float = 0.1
+    """Their length, in s."""
+    push: float = 1.0
+    """Strength of the random acceleration."""
+    noise: float = 0.5
+    """Standard deviation of a measurement, in m."""
+    missing: float = 0.3
+    """Part of the measurements that is missing, and half of that again in one stretch."""
+    seed: int = 0
+    """Of the motion."""
+    output: str = "runs/kalman"
+    """Folder of kalman.png."""

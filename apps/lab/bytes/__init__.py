@@ -1,0 +1,1 @@
+"""Byte-level language models: any text, 256 tokens, bits per byte, generation in constant memory."""
