@@ -209,6 +209,7 @@ def forward(
     """
     p = Problem.of(x, dt, A, B, C, D, z, dt_bias, order, rows, dt_softplus, reverse, rule)
     k, _, _, d, n = p.shape
+    rank = 0 if p.weight is None else p.weight.shape[1]
     pieces, start, last = p.pieces(), flipped(initial_state, order), None
     y = output(p.x[0], rows, A.dtype if k > 1 else x.dtype)
     boundaries = A.new_empty(boundaries_shape(A, dt.shape, pieces.rows) if save else (0,))
@@ -219,7 +220,7 @@ def forward(
         "selective_scan", forward_kernel, pieces.count * p.blocks, warps_of(n, 32),
         **p.inputs(), **p.widths(), **p.options(), **pieces.named, slots=p.slots, h0=start, y=y, last=ends,
         boundaries=boundaries if save else None, **strides("y", y), UNROLL=UNROLL if n <= 16 else 2,
-        POWERS=powers and rule == "euler", weight=p.weight, RANK=0 if p.weight is None else p.weight.shape[1],
+        POWERS=powers and rule == "euler", weight=p.weight, RANK=rank, RANKS=triton.next_power_of_2(max(rank, 1)),
     )  # fmt: skip
     last = (ends if last is None else last).mT.contiguous()
     return y.to(x.dtype), last[0] if order is None else last, boundaries

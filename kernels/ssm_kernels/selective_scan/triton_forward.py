@@ -191,13 +191,13 @@ def forward_kernel(
     x_r, x_b, x_t, dt_r, dt_b, dt_t, z_b, z_t, B_r, B_b, B_t, B_g, C_r, C_b, C_t, C_g, y_b, y_t,
     n: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EVERY: tl.constexpr,
     ROUTES: tl.constexpr, RULE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, DOUBLE: tl.constexpr,
-    POWERS: tl.constexpr, RANK: tl.constexpr,
+    POWERS: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """y, the last state, and a boundary in every EVERY steps, of one piece and block of channels, route after route.
 
     B and C vary in time or are None; B0 and C0 are constant, (ROUTES, n, d), or None. order is (ROUTES, l) or None.
     States are (ROUTES, pieces, n, d), boundaries (ROUTES, slots, n, d). EVERY is a multiple of UNROLL.
-    weight is (ROUTES, RANK, d) and dt then of that rank, or None and 0.
+    weight is (ROUTES, RANK, d) and dt then of that rank, or None and 0; RANKS is the power of two above it.
     """
     p = (tl.program_id(0) // blocks).to(tl.int64)
     channels, real, group = channels_of(tl.program_id(0) % blocks, a_group, blocks_a_group, BLOCK_D)
@@ -220,9 +220,12 @@ def forward_kernel(
             A2 = load_channels(A, route * n * d + channels, real, DOUBLE)[None, :] * LOG2E
         else:
             A2 = load_state(A, route * n, d, channels, states, exists, DOUBLE) * LOG2E
-        steps, ranks, ranked, projection = dt + at * dt_r, states, full, A2
+        steps = dt + at * dt_r
+        ranks = states
+        ranked = full
+        projection = A2
         if RANK > 0:
-            ranks = tl.arange(0, triton.next_power_of_2(RANK))
+            ranks = tl.arange(0, RANKS)
             ranked = ranks < RANK
             projection = load_state(weight, route * RANK, d, channels, ranks, real[None, :] & ranked[:, None], DOUBLE)
         h = forward_piece(
