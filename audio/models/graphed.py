@@ -89,7 +89,8 @@ class GraphedSteps:
         found = [map_state(torch.clone, state)]
         period = math.prod(self.model.config.pool)
         for _ in range(period):
-            state = self._step(state)[1]
+            logits, state = self._step(state)
+            draw_tokens(logits, self.draw, self.seeds, self.positions)
             found.append(map_state(torch.clone, state))
         return found[:period]
 
