@@ -219,7 +219,7 @@ def forward(
     launch(
         "selective_scan", forward_kernel, pieces.count * p.blocks, warps_of(n, 32),
         **p.inputs(), **p.widths(), **p.options(), **pieces.named, slots=p.slots, h0=start, y=y, last=ends,
-        boundaries=boundaries if save else None, **strides("y", y), UNROLL=UNROLL if n <= 16 else 2,
+        boundaries=boundaries if save else None, **strides("y", y), UNROLL=UNROLL if n <= 16 and rank == 0 else 2,
         POWERS=powers and rule == "euler", weight=p.weight, RANK=rank, RANKS=triton.next_power_of_2(max(rank, 1)),
     )  # fmt: skip
     last = (ends if last is None else last).mT.contiguous()
