@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 # Compiled to see that they do: here registers do not always suffice.
 RARE = ("zoh, packed, reverse, in pieces", "bilinear, constant B and C, in pieces", "four routes", "float64",
-        "vision forward, steps of low rank", "chunked scan", "chunked scan, float32", "chunked scan, small, float64")  # fmt: skip
+        "vision forward, steps of low rank", "chunked scan", "chunked scan, float32",
+        "chunked scan, small, float64")  # fmt: skip
 SHARED = 227 * 1024  # bytes that a program can have on Hopper
 
 
