@@ -155,7 +155,9 @@ def draw(cells: Cells, path: Path) -> None:
         path: PNG file.
     """
     tasks, mixers = _names(cells)
-    figure, axes = plt.subplots(1, len(tasks), figsize=(2.9 * len(tasks), 3.2), sharey=True, squeeze=False)
+    columns = min(2 * len(tasks), len(mixers) + 1)
+    rows = -(-(len(mixers) + 1) // columns)
+    figure, axes = plt.subplots(1, len(tasks), figsize=(2.9 * len(tasks), 2.9 + 0.3 * rows), sharey=True, squeeze=False)
     colours = plt.get_cmap("tab10")
     for axis, name in zip(axes[0], tasks, strict=True):
         for i, mixer in enumerate(mixers):
@@ -172,10 +174,8 @@ def draw(cells: Cells, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("score on fresh sequences")
     axes[0, 0].set_ylim(-0.03, 1.03)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=min(10, len(mixers) + 1), fontsize=8
-    )
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=columns, fontsize=8)
+    figure.tight_layout(rect=(0, 0.3 * rows / (2.9 + 0.3 * rows), 1, 1))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
