@@ -34,7 +34,7 @@ def environments(topology: Topology, radius: int) -> Int[Tensor, "n radii"]:
         topology: The graphs, with raw features of nodes, and of edges where they have some.
         radius: Steps.
     Returns:
-        int64, shape (n, radius + 1).
+        int64, shape (n, radius + 1). Raises nothing.
     Source: Rogers & Hahn 2010, Extended-connectivity fingerprints; Shervashidze et al. 2011.
     """
     source, target = topology.edge_index
