@@ -161,7 +161,7 @@ def test_published_shapes_have_the_published_parameters(name, millions):
 
 
 def small(folder, **options):
-    defaults = {"mixer": "gru", "d_model": 16, "num_layers": 1, "length": 32, "batch_size": 4, "steps": 40}
+    defaults = {"mixer": "mamba", "d_model": 16, "num_layers": 1, "length": 32, "batch_size": 4, "steps": 40}
     defaults |= {"steps_per_epoch": 20}
     text = folder.parent / "text.txt"
     text.write_text(LINES)
@@ -267,7 +267,7 @@ def test_what_glue_lacks_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["SST-2", "STS-B"])
 def test_a_byte_model_is_tuned_on_glue(name, tmp_path, capsys):
     glue_folder(tmp_path / name, name)
-    flags = ["--mixer=gru", "--d-model=16", "--num-layers=1", "--epochs=25", "--batch-size=4", "--lr=0.01"]
+    flags = ["--mixer=mamba", "--d-model=16", "--num-layers=1", "--epochs=25", "--batch-size=4", "--lr=0.01"]
     assert main(["glue", name, f"--data-dir={tmp_path / name}", *flags, f"--output={tmp_path / 'runs'}"]) == 0
     text = capsys.readouterr().out
     assert float(text.split(" on the dev part")[0].split()[-1]) > 0.99

@@ -136,6 +136,30 @@ class TestAgainstOracle:
         tensors = arguments(n=n, d=20, scale=3 / n, dtype=dtype)
         close(run(tensors, backend)[0], oracle(tensors)[0], tolerance)
 
+    @pytest.mark.parametrize("l", [1, 3, 16, 37])
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_steps_as_they_are(self, backend, dtype, tolerance, l, gated):
+        """Without softplus: the step of every token, and the gradient of each."""
+        tensors = arguments(l=l, d=21, dtype=dtype) | {"dt_bias": None}
+        tensors = {**tensors, "dt": tensors["dt"].abs(), "z": tensors["z"] if gated else None}
+
+        def wide(t):
+            return reference.selective_scan(
+                **{k: None if v is None else v.double() for k, v in t.items()},
+                rows=None,
+                dt_softplus=False,
+                reverse=False,
+                rule="euler",
+            )
+
+        def narrow(t):
+            return selective_scan(**t, return_last_state=True, backend=backend)
+
+        close(narrow(tensors)[0], wide(tensors)[0], tolerance)
+        actual, expected = gradients(tensors, narrow), gradients(tensors, wide)
+        for name in actual:
+            close(actual[name], expected[name], 10 * tolerance)
+
     def test_long(self, backend, dtype, tolerance):
         tensors = arguments(b=1, l=1025, d=9, n=4, scale=0.01, dtype=dtype)
         close(run(tensors, backend)[0], oracle(tensors)[0], tolerance)

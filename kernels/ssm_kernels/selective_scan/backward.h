@@ -157,8 +157,8 @@ static void flush_sums(const problem *p, const place *q, int64_t block, vec (*su
 static void *zeros(size_t bytes) { return memset(aligned(bytes), 0, bytes); }
 
 /* States n .. n + many - 1 of a tile, both sweeps. */
-INLINE void backward_states(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC,
-                            partial sums, int64_t n, int many, int plain) {
+INLINE void some_states(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC,
+                        partial sums, int64_t n, int many, int plain) {
     if (plain) {
         if (p->z) plain_again(p, q, t, boundary, sums, n, many, 1);
         else plain_again(p, q, t, boundary, sums, n, many, 0);
@@ -168,19 +168,22 @@ INLINE void backward_states(const problem *p, const place *q, tile *t, const vec
         scan_back(p, q, t, carry, dA, dB, dC, sums, n, many);
     }
 }
+static __attribute__((noinline)) void backward_states(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry,
+                                                      vec *dA, vec *dB, vec *dC, partial sums, int plain) {
+    for (int64_t n = 0; n < p->n; n += MANY) {
+        const int64_t at_n = n * PLANES * WIDE;
+        vec *dB_n = dB ? dB + at_n : NULL, *dC_n = dC ? dC + at_n : NULL;
+        if (n + MANY > p->n) some_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, 1, plain);
+        else some_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, MANY, plain);
+    }
+}
 
 /* One tile of one chunk; every pointer is at this tile's part. */
 INLINE void tile_backward(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC,
                           partial sums, vec *dD, vec *dbias, real limit, int whole) {
-    int plain = is_plain(p) && read_inputs(p, q, t, 1, 1, whole) * limit < EXP2_LIMIT;
-    if (!plain) read_inputs(p, q, t, 0, 1, whole);
+    const int plain = read_inputs(p, q, t, limit, 1, whole);
     read_gradient(p, q, t, whole);
-    for (int64_t n = 0; n < p->n; n += MANY) {
-        const int64_t at_n = n * PLANES * WIDE;
-        vec *dB_n = dB ? dB + at_n : NULL, *dC_n = dC ? dC + at_n : NULL;
-        if (n + MANY > p->n) backward_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, 1, plain);
-        else backward_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, MANY, plain);
-    }
+    backward_states(p, q, t, boundary, carry, dA, dB, dC, sums, plain);
     write_gradients(p, q, t, dD, dbias, plain, whole);
 }
 

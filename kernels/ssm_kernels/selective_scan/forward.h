@@ -33,10 +33,8 @@ INLINE void write_output(const problem *p, const place *q, tile *t, int whole) {
     }
 }
 
-/* One tile of one chunk. `limit`: the largest of its decays a unit of dt. */
-INLINE void tile_forward(const problem *p, const place *q, tile *t, vec *state, real limit, int whole) {
-    int plain = is_plain(p) && read_inputs(p, q, t, 1, 0, whole) * limit < EXP2_LIMIT;
-    if (!plain) read_inputs(p, q, t, 0, 0, whole);
+/* All states of a tile. Functions of their own, so that a tile's edge cases do not multiply with theirs. */
+static __attribute__((noinline)) void forward_states(const problem *p, const place *q, tile *t, vec *state, int plain) {
     for (int64_t n = 0; n < p->n; n += MANY, state += MANY * PLANES * WIDE) {
         const int rest = n + MANY > p->n;
         if (plain) {
@@ -47,6 +45,11 @@ INLINE void tile_forward(const problem *p, const place *q, tile *t, vec *state, 
             else scan_forward(p, q, t, state, n, MANY);
         }
     }
+}
+
+/* One tile of one chunk. `limit`: the largest of its decays a unit of dt. */
+INLINE void tile_forward(const problem *p, const place *q, tile *t, vec *state, real limit, int whole) {
+    forward_states(p, q, t, state, read_inputs(p, q, t, limit, 0, whole));
     write_output(p, q, t, whole);
 }
 

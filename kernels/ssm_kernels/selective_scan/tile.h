@@ -111,8 +111,8 @@ INLINE void prefetch_rows(const problem *p, const place *q, int i, int backward)
     if (p->z) prefetch_write(GRADIENT(dz, 0, i));
 }
 
-/* Reads the tile's inputs; returns the largest |dt|. u is dt x in the plain case, else x. */
-INLINE real read_inputs(const problem *p, const place *q, tile *t, int plain, int backward, int whole) {
+/* Reads the tile's inputs; returns whether the plain case holds. u is dt x then, else x. */
+INLINE int read_inputs(const problem *p, const place *q, tile *t, real limit, int backward, int whole) {
     vec bias[WIDE], skip[WIDE], most = {0};
     FOR_WIDE bias[w] = p->bias ? load(p->bias + q->channel + w * LANES, LANES_OF(w)) : (vec){0};
     FOR_WIDE skip[w] = p->D ? load(p->D + q->channel + w * LANES, LANES_OF(w)) / READOUT : (vec){0};
@@ -127,11 +127,13 @@ INLINE real read_inputs(const problem *p, const place *q, tile *t, int plain, in
     else if (backward) for (int k = 0; k < q->steps * WIDE; ++k) slope[k] = splat(1);
     for (int i = 0; i < q->steps; ++i) FOR_WIDE {
         const vec x = t->x[i][w], dt = t->dt[i][w], size = vabs(dt);
-        t->u[i][w] = plain ? dt * x : x, t->y[i][w] = skip[w] * x;
+        t->u[i][w] = dt * x, t->y[i][w] = skip[w] * x;
         most = choose(size <= most, most, size); /* a NaN becomes the largest */
         if (backward) t->s1[i][w] = t->s2[i][w] = (vec){0};
     }
-    return lane_max(most);
+    if (is_plain(p) && lane_max(most) * limit < EXP2_LIMIT) return 1;
+    memcpy(t->u, t->x, sizeof t->u);
+    return 0;
 }
 
 /* gate becomes z, then sigmoid(z). */
