@@ -62,9 +62,14 @@ def test_a_batch_equals_single_calls(case, graphs):
         torch.testing.assert_close(whole[graphs.nodes(i)], call(layer, graphs.single(i)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("rewired", [False, True])
 @every_layer
-def test_graphs_do_not_touch_each_other(case, graphs):
-    """Other features and other edges in graph 2: outputs and gradients of all others are equal to the bit."""
+def test_graphs_do_not_touch_each_other(case, rewired, graphs):
+    """Other features and other edges in graph 2: outputs and gradients of all others are equal to the bit.
+
+    Rewired subgraph tokens have another number of members: the matrix product over all of them has other rows, and BLAS
+    cuts it into other blocks, which may round the last digit of any row otherwise.
+    """
     layer = build(case)
     changed_x = graphs.x.clone()
     changed_x[graphs.nodes(2)] *= -3
@@ -73,14 +78,17 @@ def test_graphs_do_not_touch_each_other(case, graphs):
     edges = graphs.edge_index.clone()
     edges[:, mine] = start + (edges[:, mine] - start + 5) % graphs.sizes[2]
     results = []
-    for x, edge_index in ((graphs.x, graphs.edge_index), (changed_x, edges)):
+    for x, edge_index in ((graphs.x, graphs.edge_index), (changed_x, edges if rewired else graphs.edge_index)):
         x = x.clone().requires_grad_()
         y = call(layer, replace(graphs, x=x.detach(), edge_index=edge_index), x)
         (y * torch.arange(1.0, 7).double()).sum().backward()
         results.append((y.detach(), x.grad))
     others = graphs.batch != 2
     for before, after in zip(*results, strict=True):
-        assert torch.equal(before[others], after[others])
+        if rewired and case == "tokens":
+            torch.testing.assert_close(before[others], after[others], rtol=0, atol=1e-14)
+        else:
+            assert torch.equal(before[others], after[others])
         assert not torch.equal(before[~others], after[~others])
 
 
