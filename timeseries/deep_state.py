@@ -6,6 +6,7 @@ The network reads the calendar, the covariates and the static numbers of a serie
 Kalman filter alone takes in: intervals are exact, missing values are skipped, nothing is imputed.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
