@@ -45,7 +45,7 @@ def run(visit: Visit) -> Section:
         blocks=[
             Text(
                 f"A SaShiMi of {sum(p.numel() for p in best.model.parameters()):,} parameters, S4D layers at three "
-                f"rates, trained for {trained:.0f} s on {len(experiment.tokens['train'])} melodies of two seconds. It "
+                f"rates, trained for {trained:.0f} s on {len(experiment.sounds['train'])} melodies of two seconds. It "
                 f"sees nothing but samples, {rate:,} a second, 256 levels each, and the register as a label; the "
                 "melodies are plucks in a feedback loop (Karplus and Strong, 1983), walking over a pentatonic scale."
             ),
