@@ -243,6 +243,6 @@ def test_folds_outvote_a_validation_part_that_misleads():
     assert (alone.chosen, alone.pooled) == (1, None)
     folded = fit_linear_ssm(ssm, x, *parts, strengths=strengths, folds=4)
     assert folded.chosen == 0
-    assert folded.mse == alone.mse
+    assert folded.mse == pytest.approx(alone.mse, rel=1e-12)  # the same rows, summed stretch by stretch
     with pytest.raises(ValueError, match="folds=1"):
         fit_linear_ssm(ssm, x, *parts, folds=1)
