@@ -68,12 +68,17 @@ class Cell:
     model: str
     seed: int
     covariates: str = ""
-    """Names of the columns that are covariates, for tables apart."""
+    """Names of the columns that are covariates, as `covariates_of` gives them, for tables apart."""
 
     @property
     def name(self) -> str:
         more = f"-with-{self.covariates}" if self.covariates else ""
         return f"{self.dataset}-{self.lookback}-{self.horizon}-{self.model}-{self.seed}{more}"
+
+
+def covariates_of(config: LtsfConfig) -> str:
+    """What a cell says of its covariates: the names, each with its role, for the role changes the scores."""
+    return "+".join((*(f"known-{name}" for name in config.known), *(f"past-{name}" for name in config.past)))
 
 
 def cells(config: LtsfConfig, datasets: Sequence[str]) -> Iterator[Cell]:
@@ -85,7 +90,7 @@ def cells(config: LtsfConfig, datasets: Sequence[str]) -> Iterator[Cell]:
     """
     from .models import CLOSED_FORM
 
-    covariates = "+".join((*config.known, *config.past))
+    covariates = covariates_of(config)
     for model in (*BASELINES, *config.models):
         fixed = model in BASELINES or model in CLOSED_FORM
         for dataset in datasets:
@@ -153,7 +158,7 @@ class Runner:
     def all_results(self) -> list[tuple[Cell, dict]]:
         """Every cell of the folder that belongs to the tables asked for, in the order of its name."""
         config = self.config
-        covariates = "+".join((*config.known, *config.past))
+        covariates = covariates_of(config)
         found = []
         for path in sorted(self.done.glob("*.json")):
             result = json.loads(path.read_text())
@@ -340,6 +345,7 @@ def run(config: LtsfConfig) -> None:
             raise DataError(
                 f"--models: {name!r} is none of {', '.join(sorted(known))}, with {ALONE} for a network alone"
             )
+    with_options(TrainConfig(), config.train)  # a wrong option is told before the first cell is computed
     files = find_files(config)
     runner = Runner(config, files)
     todo = list(cells(config, tuple(files)))
