@@ -3,7 +3,8 @@
     minimise  mean |y - x - V u - b|        u  the features of LinearSSM, rotated and scaled to unit covariance
 
 Least squares forecasts the mean, and a few wild weeks bend it; this forecasts the median of every step. There is no
-closed form, but little is left to do from the ridge solution on features that are all alike: three passes.
+closed form, but little is left to do from the ridge solution on features that are all alike: three passes, or as many
+as make LEAST_STEPS where the rows are few.
 It starts from one fixed seed, so that it gives the same read-out every time.
 
     c  series      t  time steps      r  rows (windows of single series)      f  features      k  of them that vary
@@ -18,6 +19,8 @@ from torch import Tensor
 from .linear_ssm import LinearSSM
 
 EPOCHS, BATCH, RATE = 3, 2048, 3e-3
+LEAST_STEPS = 80
+"""Steps of Adam at least: three passes over a few thousand rows would be six, which change nothing."""
 MOST_ROWS = 500_000
 """Rows that are kept in memory; with more, every second, third ... origin serves."""
 LEAST = 1e-7
@@ -71,11 +74,12 @@ def _descend(weight: Tensor, bias: Tensor, white: Tensor, last: Tensor, futures:
     rows = white.shape[1]
     total = white.shape[0] * rows
     batch = min(BATCH, total)
-    steps = EPOCHS * (total // batch)
+    epochs = max(EPOCHS, math.ceil(LEAST_STEPS / (total // batch)))
+    steps = epochs * (total // batch)
     optimizer = torch.optim.Adam([weight, bias], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(total, generator=generator)
         for picked in order[: total // batch * batch].split(batch):
             series, row = picked // rows, picked % rows
