@@ -187,7 +187,7 @@ class Attention(Mixer):
 def _softmax_attention(q: HeadTokens, k: HeadTokens, v: HeadTokens, seen: Bool[Tensor, "..."] | None) -> HeadTokens:
     """torch's attention on (b, l, h, p); causal when `seen` is None."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
+    grouped = bool(q.shape[1] != k.shape[1])  # a tracer makes tensors of sizes
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, enable_gqa=grouped)
     return y.transpose(1, 2)
 
