@@ -91,6 +91,7 @@ def train_narrowly(name, dtype, steps):
     return losses
 
 
+@pytest.mark.slow  # a core without bfloat16 units takes minutes for convolutions; test_timm.py has one step of each
 @every_architecture
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_over_many_steps(name, dtype):
