@@ -295,13 +295,12 @@ def test_refused_options(options, message):
 
 @pytest.mark.parametrize("kind", ["patch", "s_mamba", "time_machine", "simba"])
 def test_networks_can_be_traced(kind, small, make_entries):
-    """torch.jit.trace, as GluonTS's own tests do with its modules; without gradients, as its own check runs it (a scan
-    records whether it keeps states for the backward pass)."""
+    """torch.jit.trace, as GluonTS's own tests do with its modules."""
     network = small(kind).train(make_entries(channels=2)).network.encoder.network
     torch.manual_seed(0)
     torch.nn.init.normal_(network.head.weight)
     past = torch.randn(3, 2, 24)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that become constants: the shapes
         traced = torch.jit.trace(network, (past,))
     other = torch.randn(3, 2, 24)

@@ -182,7 +182,9 @@ def scan(
     wide = state_dtype(dtype, A.is_complex())
     as_given = READ_AS_GIVEN if chosen == "triton" and dtype == torch.float32 else ()
     cast = [t if t is None or key in as_given else t.to(wide if key in AS_STATE else dtype) for key, t in given.items()]
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in cast)
+    # Traces keep what backward wants in any case: the tracer compares a run with gradients to one without.
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in cast)
+    save = wanted or torch.jit.is_tracing()
     y, last, _ = torch.ops.ssm_kernels.selective_scan(
         *cast, cu_seqlens, lengths, order, dt_softplus, reverse, rule, chosen, save
     )
