@@ -9,6 +9,7 @@ and naive, seasonal-naive and ridge forecasts stand in every one.
 """
 
 import csv
+import hashlib
 import json
 import sys
 import time
@@ -72,7 +73,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        more = f"-with-{self.covariates}" if self.covariates else ""
+        """For files: covariates as a digest, for Weather's are many and have slashes."""
+        more = f"-with-{hashlib.sha256(self.covariates.encode()).hexdigest()[:10]}" if self.covariates else ""
         return f"{self.dataset}-{self.lookback}-{self.horizon}-{self.model}-{self.seed}{more}"
 
 

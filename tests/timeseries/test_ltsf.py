@@ -156,14 +156,14 @@ def test_linear_ssm_on_a_file_of_the_shape_of_ili(tmp_path):
 
 def test_covariates_are_read_and_not_forecast(folder):
     """A column that drives the others one step later pays where its future is known, and makes a table of its own."""
-    rng = np.random.default_rng(0)
+    rng, column = np.random.default_rng(0), "rho (g/m**3)"  # a name of the real file, with a slash
     driver = rng.normal(size=600)
-    frame = pd.DataFrame({"a": 2 * driver + 0.1 * rng.normal(size=600), "b": -driver, "driver": driver})
+    frame = pd.DataFrame({"a": 2 * driver + 0.1 * rng.normal(size=600), "b": -driver, column: driver})
     frame.insert(0, "date", pd.date_range("2020-01-01", periods=600, freq="h"))
     frame.to_csv(folder / "weather.csv", index=False)
     options = {"datasets": ("Weather",), "horizons": (8,), "lookbacks": ("short",)}
     mse = {}
-    for role in ({}, {"known": ("driver",)}, {"past": ("driver",)}):
+    for role in ({}, {"known": (column,)}, {"past": (column,)}):
         ltsf.run(config(folder, **options, **role))
         rows = {r["model"]: float(r["mse"]) for r in csv.DictReader((folder / "out/ltsf.csv").open())}
         mse[next(iter(role), "none")] = rows["linear_ssm"]
@@ -171,7 +171,7 @@ def test_covariates_are_read_and_not_forecast(folder):
     assert len(list((folder / "out/cells").iterdir())) == 12
     train = {"epochs": 1, "steps_per_epoch": 2, "s_mamba": {"d_model": 8, "d_ff": 8, "num_layers": 1}}
     for models in (("s_mamba",), ("s_mamba-alone",)):
-        ltsf.run(config(folder, **options, past=("driver",), models=models, seeds=1, train=train))
+        ltsf.run(config(folder, **options, past=(column,), models=models, seeds=1, train=train))
     rows = [r["model"] for r in csv.DictReader((folder / "out/ltsf.csv").open())]
     assert set(rows) == {*ltsf.BASELINES, "linear_ssm", "s_mamba", "s_mamba-alone"}
 
