@@ -151,7 +151,7 @@ class Residual(nn.Module):
             Unsupported: The mixer cannot do what ctx asks.
         """
         inside = x.to(self.norm.weight.dtype) if self.placement == "post" else self.norm(x)
-        y, state = self.mixer.mix(inside, state, ctx)
+        y, state = self.mixer.branch(inside, x, state, ctx)
         if self.norm_out is not None:
             y = self.norm_out(y)
         if self.gamma is not None:

@@ -126,6 +126,21 @@ class Mixer(nn.Module):
         """
         raise NotImplementedError
 
+    def branch(self, x: Tokens, stream: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
+        """What a residual block adds to its stream: `mix` of x, unless the mixer has a residual gate of its own.
+
+        Args:
+            x: The stream, normalised where the block does so first, shape (b, l, d) or packed.
+            stream: The stream itself, shape of x.
+            state: As in `mix`.
+            ctx: As in `mix`.
+        Returns:
+            As `mix`.
+        Raises:
+            Unsupported: As `mix`.
+        """
+        return self.mix(x, state, ctx)
+
     def mix_pair(
         self, other: "Mixer", x: Tokens, turned: Tokens, ctx: Context, turned_ctx: Context
     ) -> tuple[Tokens, Tokens]:

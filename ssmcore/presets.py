@@ -112,7 +112,7 @@ BACKBONES: dict[str, Backbone] = {
         pattern="rglru/G rglru/G W/G",
         mixers={
             "G": {"name": "geglu", "expand": 3, "activation": "gelu_tanh", "bias": True},
-            "W": {"name": "attention", "window": 1024, "num_kv_heads": 1},
+            "W": {"name": "attention", "window": 1024, "num_kv_heads": 1, "rope_fraction": 0.5},
         },
         title="Two gated linear recurrences to one layer of local attention",
         source="De et al. 2024, Griffin: mixing gated linear recurrences with local attention, sec. 2",

@@ -167,7 +167,7 @@ _GROWING = {"active": Ramp(start=5, end=20, by=1, every=2000), "length": Ramp(st
 
 TASKS: dict[str, dict[str, Task]] = {
     "induction": _pair(
-        _task(tasks.induction, 16, 32, "what followed the trigger the first time?", training=Training(steps=1500)),
+        _task(tasks.induction, 16, 32, "what followed the trigger the first time?", training=Training(steps=3000)),
         length=256,
         training=_HEADS,
     ),

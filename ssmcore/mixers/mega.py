@@ -7,6 +7,8 @@
 
 In chunks ("Mega-chunk") attention costs a chunk's length a token; what passes between chunks is the average. f is
 softmax, or the paper's Laplace function of the scores over the number of visible keys. Positions are rotary.
+The last line is Mega's own residual connection. In a residual block the x in it is the block's stream, which the other
+lines see normalised where norms come first: the block then adds phi (silu(..) - stream), as the published block does.
 Source: Ma et al. 2023, Mega: moving average equipped gated attention, sec. 3.
 """
 
@@ -53,6 +55,8 @@ class MegaConfig:
 class Mega(Mixer):
     """The Mega layer, its own residual gate included, (b, l, d_model) to (b, l, d_model).
 
+    Outside a residual block, alone or in a wrapper, the stream is its input.
+
     State: ssm (b, d_model, n); k, v (b, c, width), the current chunk's from its start; pos (b,).
 
     Raises:
@@ -98,6 +102,16 @@ class Mega(Mixer):
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
         """One pass over x, (b, l, d_model) or packed; see Mixer.mix. Raises nothing of its own."""
+        hidden, phi, state = self.gated(x, state, ctx)
+        return torch.lerp(x, hidden.to(x.dtype), phi.to(x.dtype)), state
+
+    def branch(self, x: Tokens, stream: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State | None]:
+        """What the gate adds to the stream, shape (b, l, d_model); see Mixer.branch. Raises nothing of its own."""
+        hidden, phi, state = self.gated(x, state, ctx)
+        return phi.to(stream.dtype) * (hidden.to(stream.dtype) - stream), state
+
+    def gated(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, Tokens, State | None]:
+        """silu(..) and phi, (b, l, d_model) each, and the new state. Raises nothing of its own."""
         before = None if state is None else state["ssm"]
         average, ssm = run_diagonal(self.averages(), self.omega, x, before, ctx, "euler")
         m = F.silu(average)
@@ -105,8 +119,7 @@ class Mega(Mixer):
         q, k = (z * scale + offset for scale, offset in zip(self.scale, self.offset, strict=True))
         o, cache = self.attend(q, k, F.silu(self.v_proj(x)), state, ctx)
         hidden = F.silu(self.h_proj(m) + self.u_proj(F.silu(self.r_proj(m)) * o.to(x.dtype)))
-        y = torch.lerp(x, hidden.to(x.dtype), torch.sigmoid(self.p_proj(m)).to(x.dtype))
-        return y, None if ssm is None else {"ssm": ssm, **cache}
+        return hidden, torch.sigmoid(self.p_proj(m)), None if ssm is None else {"ssm": ssm, **cache}
 
     def averages(self) -> Diagonal:
         """The moving averages as diagonal systems with steps of 1. Raises nothing."""

@@ -100,6 +100,35 @@ def test_positions_are_relative(window):
     assert (score(3, 0) - score(50, 0)).abs() > 1e-2
 
 
+@torch.no_grad()
+def test_a_part_of_a_head_can_be_left_unrotated():
+    """RecurrentGemma: the first half of a head's channels is turned, with frequencies of that half."""
+    mixer, x, l = build(num_heads=2, rope_fraction=0.5), torch.randn(1, 9, 16), 9
+    q, k, v = (f(x).view(l, 2, 8).double() for f in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+    want = torch.zeros(l, 2, 8, dtype=torch.float64)
+    for h in range(2):
+        for t in range(l):
+            scores = []
+            for s in range(t + 1):
+                turn = torch.polar(torch.ones(2), (t - s) * 10000.0 ** (-torch.arange(0, 4, 2) / 4)).to(
+                    torch.complex128
+                )
+                a, b = (torch.complex(m[:2], m[2:4]) for m in (q[t, h], k[s, h]))
+                scores.append((turn * a * b.conj()).real.sum() + (q[t, h, 4:] * k[s, h, 4:]).sum())
+            weights = (torch.stack(scores) / 8**0.5).softmax(0)
+            want[t, h] = weights @ v[: t + 1, h]
+    got = mixer(x)[0][0]
+    torch.testing.assert_close(got, mixer.out_proj(want.flatten(1).float()), rtol=1e-4, atol=1e-4)
+
+
+def test_initial_maps():
+    """Glorot's variance, 2 / (in + out), or a given one."""
+    mixer = create_mixer("attention", 128, num_heads=4, num_kv_heads=2)
+    assert mixer.q_proj.weight.std().item() == pytest.approx(128**-0.5, rel=0.02)
+    assert mixer.k_proj.weight.std().item() == pytest.approx((2 / 192) ** 0.5, rel=0.02)
+    assert create_mixer("attention", 128, init_std=0.02).q_proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
 def test_shared_heads_are_repeated_heads():
     grouped, full = build(num_kv_heads=2), build()
     with torch.no_grad():
@@ -137,5 +166,7 @@ def test_bad_options():
         create_mixer("attention", 16, num_heads=3)
     with pytest.raises(ValueError, match="even head width"):
         create_mixer("attention", 6, num_heads=2)
+    with pytest.raises(ValueError, match="rope_fraction=2"):
+        build(rope_fraction=2)
     with pytest.raises(ValueError, match="window=0"):
         create_mixer("attention", 16, window=0)

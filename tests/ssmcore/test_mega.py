@@ -1,9 +1,10 @@
 """Mega: its moving average by definition, its attention full and in chunks."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from ssmcore import create_mixer
+from ssmcore import Stack, create_mixer
 from ssmcore.mixer import Context
 from ssmcore.mixers.diagonal_lti import diagonal_kernel, run_diagonal
 
@@ -71,6 +72,50 @@ def test_the_gates_by_hand():
     hidden = F.silu(mixer.h_proj(m) + mixer.u_proj(F.silu(mixer.r_proj(m)) * o))
     phi = mixer.p_proj(m).sigmoid()
     torch.testing.assert_close(mixer(X)[0], phi * hidden + (1 - phi) * X)
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+@torch.no_grad()
+def test_the_layer_token_by_token(chunk):
+    """Nothing of ours but the weights: averages, rotary softmax attention in chunks, gates."""
+    mixer, turn = mega(chunk=chunk), 10000.0
+    p, a = mixer.delta.sigmoid(), mixer.alpha.sigmoid()
+    h, known, want = torch.zeros(6, 3, dtype=torch.float64), [], []
+    for t in range(11):
+        x = X[0, t]
+        h = (1 - p * a) * h + p * mixer.beta * x[:, None]
+        m = F.silu((mixer.gamma * h).sum(-1) / 3**0.5 + mixer.omega * x)
+        z = F.silu(mixer.z_proj(m))
+        q, k = z * mixer.scale[0] + mixer.offset[0], z * mixer.scale[1] + mixer.offset[1]
+        if chunk and t % chunk == 0:
+            known = []
+        place, half = len(known), len(q) // 2
+        angle = place * turn ** (-torch.arange(half, dtype=torch.float64) / half)
+        q, k = (torch.complex(w[:half], w[half:]) * torch.polar(torch.ones_like(angle), angle) for w in (q, k))
+        known.append((k, F.silu(mixer.v_proj(x))))
+        scores = torch.stack([(q * key.conj()).real.sum() for key, _ in known]) / (2 * half) ** 0.5
+        o = sum(w * v for w, (_, v) in zip(scores.softmax(0), known, strict=True))
+        hidden = F.silu(mixer.h_proj(m) + mixer.u_proj(F.silu(mixer.r_proj(m)) * o))
+        phi = mixer.p_proj(m).sigmoid()
+        want.append(phi * hidden + (1 - phi) * x)
+    torch.testing.assert_close(mixer(X)[0][0], torch.stack(want), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@torch.no_grad()
+def test_in_a_stack_the_gate_is_the_residual_connection(placement):
+    """The published block: y = phi silu(..) + (1 - phi) stream, norms before (of what the layer sees) or after it."""
+    mixer = mega()
+    stack = Stack(6, "M", mixers={"M": lambda d: mixer}, norm="layer", placement=placement, final_norm=False).double()
+    norm = stack.layers[0].branches[0].norm
+    hidden, phi, _ = mixer.gated(norm(X) if placement == "pre" else X, None, Context())
+    want = phi * hidden + (1 - phi) * X
+    torch.testing.assert_close(stack(X)[0], want if placement == "pre" else norm(want))
+    state, ys = stack.init_state(2, dtype=torch.float64), []
+    for t in range(11):
+        y, state = stack.step(X[:, t], state)
+        ys.append(y)
+    torch.testing.assert_close(torch.stack(ys, 1), stack(X)[0])
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from ssmcore import create_mixer
 from ssmcore.discretization import discretize_dense
 from ssmcore.hippo import legs, legs_dplr
 from ssmcore.mixer import Context
+from ssmcore.mixers.s5 import lecun
 
 
 def core(mixer, x, **kwargs):
@@ -66,12 +67,49 @@ def test_irregular_steps_sample_one_continuous_system():
     torch.testing.assert_close(coarse, fine[:, 2::3], rtol=1e-10, atol=1e-12)
 
 
-def test_output_is_half_gated():
-    mixer, x = create_mixer("s5", 4, d_state=8), torch.randn(1, 6, 4)
-    g = torch.nn.functional.gelu(core(mixer, x), approximate="tanh")
-    torch.testing.assert_close(mixer(x)[0], g * torch.sigmoid(mixer.gate(g)))
+@pytest.mark.parametrize("activation", ["half_glu1", "half_glu2"])
+def test_output_is_half_gated(activation):
+    mixer, x = create_mixer("s5", 4, d_state=8, activation=activation), torch.randn(1, 6, 4)
+    y = core(mixer, x)
+    g = torch.nn.functional.gelu(y, approximate="tanh")
+    gated = g if activation == "half_glu1" else y
+    torch.testing.assert_close(mixer(x)[0], gated * torch.sigmoid(mixer.gate(g)))
+
+
+@pytest.mark.parametrize(
+    ("c_init", "variance"),
+    [("trunc_standard_normal", 2 / 64), ("lecun_normal", 2 / 64 / 200), ("complex_normal", 1.0)],
+)
+def test_initial_maps_have_the_released_codes_variance(c_init, variance):
+    """jax's lecun_normal on arrays of shapes (P, H) and, C's parts side by side, (1, P, 2) or (H, P, 2): it takes the
+    axis before the last for what goes in, and any before that for a receptive field. V's half keeps half of B's."""
+    torch.manual_seed(0)
+    mixer = create_mixer("s5", 200, d_state=64, c_init=c_init, two_sided=True)
+    assert mixer.maps()[0].abs().square().mean().item() == pytest.approx(1 / 64, rel=0.05)
+    for C in (mixer.maps()[1], mixer.map_back()):
+        assert C.abs().square().mean().item() == pytest.approx(variance, rel=0.05)
+    assert not torch.equal(mixer.C, mixer.C_back)
+
+
+def test_the_cut_normal_has_the_variance_it_is_asked_for():
+    drawn = lecun(400, 400, fan_in=50)
+    assert drawn.std().item() == pytest.approx(50**-0.5, rel=0.01)
+    assert drawn.abs().max().item() < 2.3 * 50**-0.5
+
+
+def test_what_learns_at_which_pace():
+    mixer = create_mixer("s5", 4, d_state=8, lr_scale=0.2, dt_lr_scale=1.0, B_lr_scale=0.5, B_decay=True)
+    spec = mixer.param_spec()
+    assert (spec["B"].decay, spec["B"].lr_scale, spec["log_step"].lr_scale, spec["Lambda_im"].lr_scale) == (
+        True, 0.5, 1.0, 0.2,
+    )  # fmt: skip
+    spec = create_mixer("s5", 4, d_state=8, lr_scale=0.2).param_spec()
+    assert {s.lr_scale for s in spec.values()} == {0.2}
+    assert not any(s.decay for s in spec.values())
 
 
 def test_bad_blocks():
     with pytest.raises(ValueError, match="blocks of even size"):
         create_mixer("s5", 4, d_state=12, blocks=4)
+    with pytest.raises(ValueError, match="c_init"):
+        create_mixer("s5", 4, c_init="normal")
