@@ -168,22 +168,23 @@ INLINE void some_states(const problem *p, const place *q, tile *t, const vec *bo
         scan_back(p, q, t, carry, dA, dB, dC, sums, n, many);
     }
 }
-static __attribute__((noinline)) void backward_states(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry,
-                                                      vec *dA, vec *dB, vec *dC, partial sums, int plain) {
+static __attribute__((noinline)) void backward_states(const problem *p, const place *q, const place *ahead, tile *t,
+                                                      const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC, partial sums, int plain) {
     for (int64_t n = 0; n < p->n; n += MANY) {
         const int64_t at_n = n * PLANES * WIDE;
         vec *dB_n = dB ? dB + at_n : NULL, *dC_n = dC ? dC + at_n : NULL;
+        prefetch_share(p, ahead, n, n + MANY > p->n ? 1 : MANY, 1);
         if (n + MANY > p->n) some_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, 1, plain);
         else some_states(p, q, t, boundary + at_n, carry + at_n, dA + at_n, dB_n, dC_n, sums, n, MANY, plain);
     }
 }
 
 /* One tile of one chunk; every pointer is at this tile's part. */
-INLINE void tile_backward(const problem *p, const place *q, tile *t, const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC,
+INLINE void tile_backward(const problem *p, const place *q, const place *ahead, tile *t, const vec *boundary, vec *carry, vec *dA, vec *dB, vec *dC,
                           partial sums, vec *dD, vec *dbias, real limit, int whole) {
     const int plain = read_inputs(p, q, t, limit, 1, whole);
     read_gradient(p, q, t, whole);
-    backward_states(p, q, t, boundary, carry, dA, dB, dC, sums, plain);
+    backward_states(p, q, ahead, t, boundary, carry, dA, dB, dC, sums, plain);
     write_gradients(p, q, t, dD, dbias, plain, whole);
 }
 
@@ -200,26 +201,30 @@ static void backward_task(void *argument, int64_t index) {
     /* dA and the gradients of constant B and C: this row group's own packed copy, zeroed by the caller */
     const int64_t copy = s.row_group * s.tiles * size;
     vec *dA = (vec *)p->dA + copy, *dB = p->constant_B ? (vec *)p->dB + copy : NULL, *dC = p->constant_C ? (vec *)p->dC + copy : NULL;
-    place q;
+    place q, ahead;
     for (int64_t r = s.first_row; r < s.end_row; ++r) for (int64_t route = 0; route < p->routes; ++route) {
         const int64_t *row = p->row + 3 * r, first = route * tiles_a_route(p) + s.first_tile;
         const int64_t packed_row = (r * s.tiles + first) * size;
         if (p->dlast) memcpy(carries, (const vec *)p->dlast + packed_row, bytes);
         else memset(carries, 0, bytes);
-        for (int64_t chunk = (row[2] + CHUNK - 1) / CHUNK - 1; chunk >= 0; --chunk) {
-            set_chunk(p, &q, row, chunk * CHUNK, route);
+        const int64_t last = (row[2] + CHUNK - 1) / CHUNK - 1;
+        for (int64_t chunk = last; chunk >= 0; --chunk) {
+            if (chunk == last) set_chunk(p, &q, row, chunk * CHUNK, route), set_tile(p, &q, first);
             for (int64_t local = 0; local < s.mine; ++local) {
                 const int64_t k = first + local, slot = route * s.mine + local;
-                set_tile(p, &q, k);
+                ahead = q;
+                if (local + 1 < s.mine) set_tile(p, &ahead, k + 1);
+                else if (chunk) set_chunk(p, &ahead, row, (chunk - 1) * CHUNK, route), set_tile(p, &ahead, first);
                 const vec *boundary = (const vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + k) * size;
                 vec *carry = carries + local * size, *dB_k = dB ? dB + k * size : NULL, *dC_k = dC ? dC + k * size : NULL;
                 vec *dD_k = dD + slot * WIDE, *dbias_k = dbias + slot * WIDE;
-                if (is_whole(&q)) tile_backward(p, &q, t, boundary, carry, dA + k * size, dB_k, dC_k, sums, dD_k, dbias_k, limits[slot], 1);
-                else tile_backward(p, &q, t, boundary, carry, dA + k * size, dB_k, dC_k, sums, dD_k, dbias_k, limits[slot], 0);
+                if (is_whole(&q)) tile_backward(p, &q, &ahead, t, boundary, carry, dA + k * size, dB_k, dC_k, sums, dD_k, dbias_k, limits[slot], 1);
+                else tile_backward(p, &q, &ahead, t, boundary, carry, dA + k * size, dB_k, dC_k, sums, dD_k, dbias_k, limits[slot], 0);
                 if (local + 1 == s.mine || (k + 1) % a_group == 0) {
                     if (!p->constant_B) flush_sums(p, &q, s.block, sums.B, p->dB);
                     if (!p->constant_C) flush_sums(p, &q, s.block, sums.C, p->dC);
                 }
+                q = ahead;
             }
         }
         if (p->dh0) memcpy((vec *)p->dh0 + packed_row, carries, bytes);

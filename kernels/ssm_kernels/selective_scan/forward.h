@@ -34,9 +34,11 @@ INLINE void write_output(const problem *p, const place *q, tile *t, int whole) {
 }
 
 /* All states of a tile. Functions of their own, so that a tile's edge cases do not multiply with theirs. */
-static __attribute__((noinline)) void forward_states(const problem *p, const place *q, tile *t, vec *state, int plain) {
+static __attribute__((noinline)) void forward_states(const problem *p, const place *q, const place *ahead, tile *t, vec *state,
+                                                     int plain) {
     for (int64_t n = 0; n < p->n; n += MANY, state += MANY * PLANES * WIDE) {
         const int rest = n + MANY > p->n;
+        prefetch_share(p, ahead, n, rest ? 1 : MANY, 0);
         if (plain) {
             if (rest) plain_forward(p, q, t, state, n, 1);
             else plain_forward(p, q, t, state, n, MANY);
@@ -48,8 +50,8 @@ static __attribute__((noinline)) void forward_states(const problem *p, const pla
 }
 
 /* One tile of one chunk. `limit`: the largest of its decays a unit of dt. */
-INLINE void tile_forward(const problem *p, const place *q, tile *t, vec *state, real limit, int whole) {
-    forward_states(p, q, t, state, read_inputs(p, q, t, limit, 0, whole));
+INLINE void tile_forward(const problem *p, const place *q, const place *ahead, tile *t, vec *state, real limit, int whole) {
+    forward_states(p, q, ahead, t, state, read_inputs(p, q, t, limit, 0, whole));
     write_output(p, q, t, whole);
 }
 
@@ -61,20 +63,23 @@ static void forward_task(void *argument, int64_t index) {
     vec *states = aligned(bytes);
     real *limits = limits_of(p, s);
     tile *t = aligned(sizeof(tile));
-    place q;
+    place q, ahead;
     for (int64_t r = s.first_row; r < s.end_row; ++r) for (int64_t route = 0; route < p->routes; ++route) {
         const int64_t *row = p->row + 3 * r, first = route * tiles_a_route(p) + s.first_tile;
         const int64_t packed_row = (r * s.tiles + first) * size;
         if (p->h0) memcpy(states, (const vec *)p->h0 + packed_row, bytes);
         else memset(states, 0, bytes);
         for (int64_t done = 0, chunk = 0; done < row[2]; done += CHUNK, ++chunk) {
-            set_chunk(p, &q, row, done, route);
+            if (done == 0) set_chunk(p, &q, row, 0, route), set_tile(p, &q, first);
             if (p->boundaries)
                 memcpy((vec *)p->boundaries + ((p->first_chunk[r] + chunk) * s.tiles + first) * size, states, bytes);
             for (int64_t k = 0; k < s.mine; ++k) {
-                set_tile(p, &q, first + k);
-                if (is_whole(&q)) tile_forward(p, &q, t, states + k * size, limits[route * s.mine + k], 1);
-                else tile_forward(p, &q, t, states + k * size, limits[route * s.mine + k], 0);
+                ahead = q;
+                if (k + 1 < s.mine) set_tile(p, &ahead, first + k + 1);
+                else if (done + CHUNK < row[2]) set_chunk(p, &ahead, row, done + CHUNK, route), set_tile(p, &ahead, first);
+                if (is_whole(&q)) tile_forward(p, &q, &ahead, t, states + k * size, limits[route * s.mine + k], 1);
+                else tile_forward(p, &q, &ahead, t, states + k * size, limits[route * s.mine + k], 0);
+                q = ahead;
             }
         }
         if (p->last) memcpy((vec *)p->last + packed_row, states, bytes);

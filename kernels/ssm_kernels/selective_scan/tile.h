@@ -38,7 +38,7 @@ typedef struct {
 
 INLINE int64_t tiles_a_group(const problem *p) { return (p->d / p->groups + TILE - 1) / TILE; }
 INLINE int64_t tiles_a_route(const problem *p) { return tiles_a_group(p) * (p->groups / p->routes); }
-INLINE const real *at(const real *base, int64_t batch, int64_t step, int64_t route, const place *q, int i) {
+INLINE const real *at(const real *base, int64_t batch, int64_t step, int64_t route, const place *q, int64_t i) {
     return base + q->batch * batch + q->token[i] * step + q->route * route + q->own;
 }
 #define AT(name, i) at(p->name, p->name##_batch, p->name##_step, 0, q, i)                         /* the routes share it */
@@ -91,24 +91,27 @@ INLINE num projection(const real *base, int64_t constant, const real *row, const
     return constant ? get(packed(base, p, q, n), w) : spread(row + m * PLANES);
 }
 
-/* Rows are far apart, so the hardware does not see the next tile's inputs and this tile's outputs coming. */
+/* Rows are far apart, so the hardware does not see the next tile's inputs and outputs coming. They are fetched while this
+ * tile's states are scanned, a few rows with each of them: all at once would wait for each other. */
 #define CACHE_LINE ((int)(64 / sizeof(real)))
-INLINE void prefetch_next(const real *row) {
-    for (int k = 0; k < TILE; k += CACHE_LINE) __builtin_prefetch(row + TILE + k);
+INLINE void prefetch_read(const real *row) {
+    for (int k = 0; k < TILE; k += CACHE_LINE) __builtin_prefetch(row + k);
 }
 INLINE void prefetch_write(const real *row) {
     for (int k = 0; k < TILE; k += CACHE_LINE) __builtin_prefetch(row + k, 1);
 }
-INLINE void prefetch_rows(const problem *p, const place *q, int i, int backward) {
-    prefetch_next(AT_ROUTE(x, i)), prefetch_next(AT_ROUTE(dt, i));
-    if (p->z) prefetch_next(AT(z, i));
-    if (!backward) {
-        prefetch_write(AT(y, i));
-        return;
+/* The share of states n .. n + many - 1 in fetching tile q. */
+INLINE void prefetch_share(const problem *p, const place *q, int64_t n, int many, int backward) {
+    const int64_t end = q->steps * (n + many) / p->n;
+    for (int64_t i = q->steps * n / p->n; i < end; ++i) {
+        prefetch_read(AT_ROUTE(x, i)), prefetch_read(AT_ROUTE(dt, i));
+        if (p->z) prefetch_read(AT(z, i));
+        if (backward) {
+            prefetch_read(AT(dy, i));
+            prefetch_write(GRADIENT(dx, p->dx_route, i)), prefetch_write(GRADIENT(ddt, p->ddt_route, i));
+            if (p->z) prefetch_write(GRADIENT(dz, 0, i));
+        } else prefetch_write(AT(y, i));
     }
-    prefetch_next(AT(dy, i));
-    prefetch_write(GRADIENT(dx, p->dx_route, i)), prefetch_write(GRADIENT(ddt, p->ddt_route, i));
-    if (p->z) prefetch_write(GRADIENT(dz, 0, i));
 }
 
 /* Reads the tile's inputs; returns whether the plain case holds. u is dt x then, else x. */
@@ -120,7 +123,6 @@ INLINE int read_inputs(const problem *p, const place *q, tile *t, real limit, in
         const real *dt_row = AT_ROUTE(dt, i), *x_row = AT_ROUTE(x, i);
         FOR_WIDE t->dt[i][w] = load(dt_row + w * LANES, LANES_OF(w)) + bias[w];
         FOR_WIDE t->x[i][w] = load(x_row + w * LANES, LANES_OF(w));
-        prefetch_rows(p, q, i, backward);
     }
     vec *dt = t->dt[0], *slope = t->slope[0];
     if (p->softplus) ALONG(q->steps * WIDE, softplus_side(dt + k, backward ? slope + k : NULL, side))
