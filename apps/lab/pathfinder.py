@@ -98,6 +98,17 @@ class Patch(NamedTuple):
         np.maximum(place, self.values, out=place)
 
 
+class Stroke(NamedTuple):
+    """A dash in the middle of a square, 0 to 1."""
+
+    line: np.ndarray
+    """What is drawn."""
+    mask: np.ndarray
+    """Dash and margin, where no other dash may lie; shape of line."""
+    near: np.ndarray
+    """The mask and one more margin around it, where no other dash may begin; a larger square."""
+
+
 class Tip(NamedTuple):
     """The newest dash of a path that grows."""
 
@@ -107,12 +118,15 @@ class Tip(NamedTuple):
     """Of the dash."""
     end: Point
     """Its outer end."""
-    mask: Patch | None = None
-    """Dash with margin, not yet in the canvas's mask."""
+    stroke: Stroke | None = None
+    """The dash; its mask is not yet the canvas's."""
 
 
 class Canvas:
-    """An image that paths are drawn into, and the mask of what is taken.
+    """An image that paths are drawn into, and the masks of what is taken.
+
+    Most paths get stuck, so what is only looked at in the end is made in the end: lines wait until their path is
+    whole, and `near`, the mask with a margin around it, is kept up dash by dash instead of being made for each.
 
     Args:
         size: Height and width.
@@ -123,13 +137,16 @@ class Canvas:
 
     def __init__(self, size: int, how: Size, margin: int, rng: np.random.Generator):
         self.size, self.how, self.margin, self.rng = size, how, margin, rng
-        self.image, self.mask = np.zeros((size, size)), np.zeros((size, size))
+        self.shape, self.strokes = (size, size), strokes(how, margin)
+        self.image = np.zeros(self.shape)
+        self.waiting: list[tuple[Point, Stroke]] = []
+        self.clear()
 
-    def draw(self, start: Point, angle: float, contrast: float) -> tuple[Patch, Patch]:
-        """A dash of a brightness, and its mask; the canvas stays as it is. Raises nothing."""
-        line, mask = stroke(self.how, self.margin, angle)
-        shape = (self.size, self.size)
-        return placed(line * np.float32(contrast), start, shape), placed(mask, start, shape)
+    def clear(self) -> None:
+        """Nothing is taken but the border. No shapes, raises nothing."""
+        mask, near = empty_masks(self.size, self.how, self.margin)
+        self.mask, self.near = mask.copy(), near.copy()
+        self.waiting = []
 
     def angle(self) -> float:
         """A direction in whole degrees. Raises nothing."""
@@ -141,9 +158,15 @@ class Canvas:
         pivot = ahead(end, turned(angle), self.how.dash + self.margin)
         return Tip(pivot, angle, start) if self.holds(end) and self.holds(pivot) else None
 
+    def begun(self, tip: Tip) -> Tip:
+        """The path with its first dash, which is drawn with it. Raises nothing."""
+        tip = tip._replace(stroke=self.strokes[tip.angle])
+        self.waiting.append((tip.end, tip.stroke))
+        return tip
+
     def holds(self, point: Point) -> bool:
         """Whether a point lies in the image. Raises nothing."""
-        return all(0 <= c < self.size for c in point)
+        return 0 <= point[0] < self.size and 0 <= point[1] < self.size
 
     def chosen(self, places: np.ndarray) -> Point | None:
         """One of the places, (p, 2); None where there is none. Raises nothing."""
@@ -152,65 +175,101 @@ class Canvas:
         y, x = places[int(self.rng.integers(0, len(places)))]
         return int(y), int(x)
 
-    def grown(self, tip: Tip, contrast: float) -> Tip | None:
-        """The path one dash longer, drawn into the canvas; None where it cannot go on. Raises nothing."""
+    def grown(self, tip: Tip) -> Tip | None:
+        """The path one dash longer; None where it cannot go on. Raises nothing."""
         pivot = ahead(tip.pivot, tip.angle, self.how.dash + 2 * self.margin)
         found = self.turns(pivot, tip.angle)
         if found is None:
             return None
         points, angles, chances = found
         for _ in range(TRIALS):
-            place = int(np.argmax(chances - self.rng.random() > 0))
+            # The first chance above the number; where rounding leaves none, the first of all.
+            place = int(chances.searchsorted(self.rng.random(), "right")) % len(chances)
+            angle = float(angles[place])
             end = (int(points[place, 0]), int(points[place, 1]))
-            line, mask = self.draw(end, turned(float(angles[place])), contrast)
+            new = self.strokes[turned(angle)]
+            mask = placed(new.mask, end, self.shape)
             if (self.mask[mask.rows, mask.columns] + mask.values).max() < CROSSING:
-                line.onto(self.image)
-                if tip.mask is not None:
-                    tip.mask.onto(self.mask)
-                return Tip(pivot, float(angles[place]), end, mask)
+                self.take(tip)
+                self.waiting.append((end, new))
+                return Tip(pivot, angle, end, new)
         return None
+
+    def take(self, tip: Tip) -> None:
+        """Put the newest dash of a path into the masks. No shapes, raises nothing."""
+        if tip.stroke is not None:
+            placed(tip.stroke.mask, tip.end, self.shape).onto(self.mask)
+            placed(tip.stroke.near, tip.end, self.shape).onto(self.near)
+
+    def draw(self, contrast: float) -> None:
+        """Draw what waits. No shapes, raises nothing."""
+        for end, dash in self.waiting:
+            placed(dash.line * np.float32(contrast), end, self.shape).onto(self.image)
+        self.waiting = []
 
     def turns(self, pivot: Point, angle: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Where the next dash may end: points (p, 2), their directions (p,), and cumulated chances (p,)."""
-        points, angles = ring(pivot, self.how.dash + self.margin, self.size)
+        points, angles, places, key = ring(pivot, self.how.dash + self.margin, self.size)
         if not len(points):
             return None
-        turn = np.abs(angles - angle)
-        turn = np.minimum(np.minimum(turn, 2 * math.pi - turn) * self.how.continuity, math.pi / 2)
-        (top, left), (bottom, right) = np.maximum(points.min(0) - self.margin, 0), points.max(0) + self.margin + 1
-        near = dilated(self.mask[top:bottom, left:right], disc(self.margin))
-        taken = near[points[:, 0] - top, points[:, 1] - left]
-        chances = (1 - taken) * np.maximum(np.cos(turn), 0) ** 2
-        if chances.sum() < 1e-4:
-            return None
-        return points, angles, np.cumsum(chances / chances.sum())
+        chances = (1 - self.near.take(places)) * straightness(key, angle, self.how.continuity)
+        total = chances.sum()
+        return None if total < 1e-4 else (points, angles, np.cumsum(chances / total))
 
 
 @functools.lru_cache(maxsize=70_000)
-def ring(pivot: Point, radius: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of an image on a circle, (p, 2), and their directions from its middle, (p,). Raises nothing."""
+def ring(pivot: Point, radius: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bytes]:
+    """The pixels of an image on a circle, (p, 2), their directions from its middle, (p,), their places in the image
+    laid out row by row, (p,), and the directions as bytes. Raises nothing."""
     around = np.arange(0, 360, 360 / (2 * radius * math.pi)) * math.pi / 180
-    places = np.stack([pivot[0] + radius * np.sin(around), pivot[1] + radius * np.cos(around)], 1)
-    points = np.unique(places[((places >= 0) & (places < size)).all(1)].astype(int), axis=0)
-    return points, np.arctan2(points[:, 0] - pivot[0], points[:, 1] - pivot[1])
+    spots = np.stack([pivot[0] + radius * np.sin(around), pivot[1] + radius * np.cos(around)], 1)
+    points = np.unique(spots[((spots >= 0) & (spots < size)).all(1)].astype(int), axis=0)
+    angles = np.arctan2(points[:, 0] - pivot[0], points[:, 1] - pivot[1])
+    return points, angles, points[:, 0] * size + points[:, 1], angles.tobytes()
 
 
-@functools.lru_cache(maxsize=20_000)
-def stroke(how: Size, margin: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """A dash from the middle of a square in a direction, and its mask with the margin around it, 0 to 1."""
-    reach = how.dash + math.ceil(how.thickness) + margin
-    fine = Image.new("F", (2 * reach * FINE + 1,) * 2)
-    y, x = ahead((reach * FINE,) * 2, angle, how.dash * FINE)
-    ImageDraw.Draw(fine).line([(reach * FINE, reach * FINE), (x, y)], fill=255, width=round(how.thickness * FINE))
-    wide = dilated(np.asarray(fine), disc(margin * FINE))
-    line, mask = (shrunk(part.astype(np.uint8), 2 * reach + 1) for part in (np.asarray(fine), wide))
-    return line, mask
+@functools.lru_cache(maxsize=100_000)
+def straightness(angles: bytes, angle: float, continuity: float) -> np.ndarray:
+    """The squared cosines of the turns from a direction to others, (p,), given as bytes. Raises nothing."""
+    turn = np.abs(np.frombuffer(angles) - angle)
+    turn = np.minimum(np.minimum(turn, 2 * math.pi - turn) * continuity, math.pi / 2)
+    return np.maximum(np.cos(turn), 0) ** 2
+
+
+class Strokes(dict[float, Stroke]):
+    """Dashes by their direction, from the middle of a square; each is made when it is first asked for.
+
+    Args:
+        how: What to draw with.
+        margin: Space around a dash.
+    """
+
+    def __init__(self, how: Size, margin: int):
+        super().__init__()
+        self.how, self.margin = how, margin
+
+    def __missing__(self, angle: float) -> Stroke:
+        how, margin = self.how, self.margin
+        reach = how.dash + math.ceil(how.thickness) + margin
+        fine = Image.new("F", (2 * reach * FINE + 1,) * 2)
+        y, x = ahead((reach * FINE,) * 2, angle, how.dash * FINE)
+        ImageDraw.Draw(fine).line([(reach * FINE, reach * FINE), (x, y)], fill=255, width=round(how.thickness * FINE))
+        wide = dilated(np.asarray(fine), disc(margin * FINE))
+        line, mask = (shrunk(part.astype(np.uint8), 2 * reach + 1) for part in (np.asarray(fine), wide))
+        self[angle] = made = Stroke(line, mask, dilated(np.pad(mask, margin), disc(margin)))
+        return made
+
+
+@functools.lru_cache(maxsize=16)
+def strokes(how: Size, margin: int) -> Strokes:
+    """The dashes of a size and a margin: directions are few, for circles have few pixels. Raises nothing."""
+    return Strokes(how, margin)
 
 
 def free_starts(mask: np.ndarray, how: Size, margin: int, angle: float, border: int) -> np.ndarray:
     """Where a dash of a direction fits, `border` pixels from the edge at least: places (p, 2). Raises nothing."""
     around, size = how.dash + margin, len(mask)
-    part = placed(stroke(how, margin, angle)[1], (around + 1, around + 1), (2 * around + 1,) * 2)
+    part = placed(strokes(how, margin)[angle].mask, (around + 1, around + 1), (2 * around + 1,) * 2)
     shape = np.zeros((2 * around + 1,) * 2)
     part.onto(shape)
     taken = np.ones_like(mask)
@@ -224,15 +283,16 @@ def free_starts(mask: np.ndarray, how: Size, margin: int, angle: float, border: 
 @functools.lru_cache(maxsize=4_000)
 def first_starts(size: int, how: Size, margin: int, angle: float) -> np.ndarray:
     """Where the first long path can start: `free_starts` on an empty image. Raises nothing."""
-    return free_starts(empty_mask(size, how), how, margin, angle, 2 * how.seed_distance)
+    return free_starts(empty_masks(size, how, margin)[0], how, margin, angle, 2 * how.seed_distance)
 
 
-def empty_mask(size: int, how: Size) -> np.ndarray:
-    """The mask of an image without paths, (size, size). Raises nothing."""
+@functools.lru_cache(maxsize=8)
+def empty_masks(size: int, how: Size, margin: int) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of an image without paths, without and with a margin around it, (size, size). Raises nothing."""
     mask = np.ones((size, size))
     inner = slice(how.padding, size - how.padding)
     mask[inner, inner] = 0
-    return mask
+    return mask, dilated(mask, disc(margin))
 
 
 class Pathfinder:
@@ -322,25 +382,21 @@ def drawn(size: int, how: Size, rng: np.random.Generator) -> tuple[np.ndarray, i
 
 
 def _long_paths(canvas: Canvas) -> tuple[list[Point], list[Point]] | None:
-    """Two paths that grow in turn; where they begin and end. None where one got stuck: the canvas is then of no use."""
+    """Two paths that grow in turn; where they begin and end. None where one got stuck: nothing is drawn then."""
     how = canvas.how
-    contrast = how.contrast * how.long_contrast
-    canvas.mask = empty_mask(canvas.size, how)
+    canvas.clear()
     seeds = _seeds(canvas)
     if seeds is None:
         return None
-    tips = []
-    for tip in seeds:
-        line, mask = canvas.draw(tip.end, tip.angle, contrast)
-        line.onto(canvas.image)
-        tips.append(tip._replace(mask=mask))
+    tips = [canvas.begun(tip) for tip in seeds]
     for _ in range(how.dashes - 1):
         for i in range(2):
-            tip = canvas.grown(tips[i], contrast)
+            tip = canvas.grown(tips[i])
             if tip is None:
                 return None
             tips[i] = tip
-    tips[1].mask.onto(canvas.mask)
+    canvas.take(tips[1])
+    canvas.draw(how.contrast * how.long_contrast)
     return [tip.end for tip in seeds], [tip.end for tip in tips]
 
 
@@ -368,7 +424,7 @@ def _seeds(canvas: Canvas) -> tuple[Tip, Tip] | None:
 
 def _short_path(canvas: Canvas) -> bool:
     """A path of a few dashes wherever there is room; whether there was. Without, the canvas stays as it was."""
-    image, mask, tip = canvas.image, canvas.mask, None
+    mask, tip = canvas.mask, None
     for _ in range(TRIALS):
         angle = canvas.angle()
         if (mask <= FREE).mean() < FULL:
@@ -381,16 +437,16 @@ def _short_path(canvas: Canvas) -> bool:
             break
     if tip is None:
         return False
-    canvas.image, canvas.mask = image.copy(), mask.copy()
-    line, own = canvas.draw(tip.end, tip.angle, canvas.how.contrast)
-    line.onto(canvas.image)
-    tip = tip._replace(mask=own)
+    before = canvas.mask, canvas.near
+    canvas.mask, canvas.near, canvas.waiting = canvas.mask.copy(), canvas.near.copy(), []
+    tip = canvas.begun(tip)
     for _ in range(canvas.how.short_dashes - 1):
-        tip = canvas.grown(tip, canvas.how.contrast)
+        tip = canvas.grown(tip)
         if tip is None:
-            canvas.image, canvas.mask = image, mask
+            canvas.mask, canvas.near = before
             return False
-    tip.mask.onto(canvas.mask)
+    canvas.take(tip)
+    canvas.draw(canvas.how.contrast)
     return True
 
 
@@ -431,7 +487,7 @@ def shrunk(image: np.ndarray, size: int) -> np.ndarray:
 def placed(part: np.ndarray, centre: Point, shape: Point) -> Patch:
     """A small square image with its middle at a point of a larger one of a shape, cut at the edges. Raises nothing."""
     reach = len(part) // 2
-    top, left = (max(c - reach, 0) for c in centre)
-    bottom, right = (min(c + reach + 1, edge) for c, edge in zip(centre, shape, strict=True))
     y, x = centre[0] - reach, centre[1] - reach
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = min(y + 2 * reach + 1, shape[0]), min(x + 2 * reach + 1, shape[1])
     return Patch(slice(top, bottom), slice(left, right), part[top - y : bottom - y, left - x : right - x])

@@ -25,6 +25,31 @@ def test_an_integrator_is_linear_attention(p):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("p", [1, 2])
+@torch.no_grad()
+def test_the_layer_by_loops(p):
+    """Shift as a sum over taps, the outer product of a head, S4D by its zero-order hold, the query's product."""
+    torch.manual_seed(0)
+    mixer, l = create_mixer("h3", 4, d_state=6, d_shift=3, head_dim=p).double(), 10
+    x = torch.randn(l, 4, dtype=torch.float64)
+    q, k, v = (x @ proj.weight.T + proj.bias for proj in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+    taps = mixer.shift.weight[:, 0].flip(-1)  # the newest first
+    late = torch.stack([sum(taps[:, j] * k[t - j] for j in range(3) if j <= t) for t in range(l)])
+    poles = torch.complex(-mixer.A_log.exp(), mixer.A_imag)
+    a = (poles * mixer.log_dt.exp()[:, None]).exp()
+    b, C = (a - 1) / poles, torch.view_as_complex(mixer.C)
+    y = torch.zeros(l, 4, dtype=torch.float64)
+    for h in range(4 // p):
+        at = slice(p * h, p * h + p)
+        state = torch.zeros(p, p, 3, dtype=torch.complex128)
+        for t in range(l):
+            product = torch.outer(late[t, at], v[t, at])
+            state = a[h] * state + b[h] * product[..., None]
+            s = 2 * (state * C[h]).sum(-1).real + mixer.D[h] * product
+            y[t, at] = s.T @ q[t, at]
+    torch.testing.assert_close(mixer(x[None])[0][0], y @ mixer.out_proj.weight.T + mixer.out_proj.bias)
+
+
 @torch.no_grad()
 def test_the_shift_reaches_back_as_many_tokens_as_it_has_taps():
     mixer, x = create_mixer("h3", 4, d_state=2, d_shift=3), torch.randn(1, 9, 4)

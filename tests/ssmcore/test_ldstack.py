@@ -27,6 +27,26 @@ def test_a_system_is_its_companion_form(init):
 
 
 @torch.no_grad()
+def test_the_layer_by_loops():
+    """Each system a loop over its conjugate pairs, driven by ones; then their mean, the skip, the nonlinearity."""
+    torch.manual_seed(0)
+    mixer = create_mixer("ldstack", 4, units=3, d_state=4).double()
+    x = torch.randn(9, 4, dtype=torch.float64)
+    roots = torch.polar(torch.exp(-mixer.nu_log.exp()), mixer.theta).view(3, 2)
+    C = torch.view_as_complex(mixer.C).view(4, 3, 2)
+    want = []
+    h = torch.zeros(3, 4, dtype=torch.complex128)
+    for t in range(9):
+        driven = (mixer.p @ x[t])[:, None]
+        h = torch.cat([roots, roots.conj()], 1) * h + driven
+        y = (torch.cat([C, C.conj()], 2) * h).sum(-1).mean(-1)
+        assert y.imag.abs().max() < 1e-12
+        want.append(y.real + mixer.D * x[t])
+    want = mixer.out_proj(torch.nn.functional.gelu(torch.stack(want)))
+    torch.testing.assert_close(mixer(x[None])[0][0], want)
+
+
+@torch.no_grad()
 def test_systems_are_averaged():
     mixer = create_mixer("ldstack", 4, units=3, d_state=2).double()
     B, C = mixer.maps()

@@ -25,6 +25,17 @@ def test_stabilised_is_plain():
         torch.testing.assert_close(got[0, t], want)
 
 
+@torch.no_grad()
+def test_the_layer_around_it():
+    """Each head normalised by its root mean square, an output gate, the output map."""
+    torch.manual_seed(0)
+    mixer, x = create_mixer("mlstm", 6, num_heads=2, input_bias=0.5).double(), torch.randn(1, 9, 6, dtype=torch.float64)
+    q, k, v = (proj(x).unflatten(-1, (2, -1)) for proj in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+    h, _ = mixer.remember(x, q, k, v, None, Context())
+    h = h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.o_norm.weight
+    torch.testing.assert_close(mixer(x)[0], mixer.o_proj(h.flatten(-2) * mixer.g_proj(x).sigmoid()))
+
+
 @pytest.mark.parametrize("size", [50.0, -50.0])
 @torch.no_grad()
 def test_gates_of_any_size_are_finite(size):

@@ -62,6 +62,43 @@ def test_a_flip_counts_modulo_two():
     torch.testing.assert_close(o[0, :, 0, 0], 1 - 2 * (ones.cumsum(0) % 2))
 
 
+@torch.no_grad()
+def test_the_equations_token_by_token():
+    """A later layer, with the paper's state of values by keys: S (Diag(w) - k^ (k^ a)^T) + v k~^T."""
+    torch.manual_seed(0)
+    mixer = create_mixer("rwkv7", 6, num_heads=2, rank=2, layer_index=1, num_layers=3).double()
+    for p in mixer.parameters():
+        if p.abs().max() < 1e-6:
+            torch.nn.init.normal_(p, std=0.5)
+    x, first = torch.randn(2, 1, 12, 6, dtype=torch.float64)
+    past, S, want = torch.zeros(6, dtype=torch.float64), torch.zeros(2, 3, 3, dtype=torch.float64), []
+    for t in range(12):
+        now, past = x[0, t], (past if t == 0 else x[0, t - 1])
+        w, k, v, r, a, g = (now + (past - now) * mix for mix in mixer.mixes)
+        decay = torch.exp(
+            -(math.e**-0.5) * (mixer.w_map.bias + (w @ mixer.w_map.down).tanh() @ mixer.w_map.up).sigmoid()
+        )
+        rate = (mixer.a_map.bias + a @ mixer.a_map.down @ mixer.a_map.up).sigmoid()
+        gate = (g @ mixer.g_map.down).sigmoid() @ mixer.g_map.up
+        share = (mixer.v_map.bias + v @ mixer.v_map.down @ mixer.v_map.up).sigmoid()
+        k, v, r = mixer.k_proj.weight @ k, mixer.v_proj.weight @ v, mixer.r_proj.weight @ r
+        v = v + (first[0, t] - v) * share
+        out = []
+        for h in range(2):
+            at = slice(3 * h, 3 * h + 3)
+            kk = (k * mixer.k_k)[at]
+            kk = kk / kk.norm()
+            key = (k * (1 + (rate - 1) * mixer.k_a))[at]
+            S[h] = S[h] @ (torch.diag(decay[at]) - torch.outer(kk, kk * rate[at])) + torch.outer(v[at], key)
+            o = S[h] @ r[at]
+            o = (o - o.mean()) / (o.var(correction=0) + 64e-5).sqrt() * mixer.norm_weight[at] + mixer.norm_bias[at]
+            out.append(o + (r[at] * key * mixer.r_k[h]).sum() * v[at])
+        want.append(mixer.out_proj.weight @ (torch.cat(out) * gate))
+    y, state = mixer(x, shared={"v_first": first}, return_state=True)
+    torch.testing.assert_close(y[0], torch.stack(want))
+    torch.testing.assert_close(state["memory"][0], S.mT)
+
+
 def test_later_layers_need_the_first_ones_values():
     torch.manual_seed(0)
     stack = Stack(8, "rwkv7/rwkv_channel_mix*3", mixers={"rwkv7": {"rank": 2, "num_heads": 2}})
