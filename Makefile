@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 # Test processes; waiting threads sleep, so that two processes of two threads do not fight for two cores.
 WORKERS ?= 2
 TEST   := env OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive MPLBACKEND=Agg $(VENV)/bin/python -m pytest -n $(WORKERS)
+# uv installs no bytecode: where Python may not keep its own, every process would compile torch anew, seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 STAMP  := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
 .PHONY: demo test test-slow lint types bench clean
