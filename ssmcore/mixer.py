@@ -14,7 +14,9 @@ turns `reset` and `mask` into rows, so both are exact in every mixer that is mad
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NoReturn
+from numbers import Integral
+from types import NoneType, UnionType
+from typing import Any, ClassVar, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import torch
 from ssm_kernels.checks import FLOATS, Shapes, check_dtype
@@ -102,8 +104,8 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, config: Any = None):
         super().__init__()
-        if d_model < 1:
-            raise ValueError(f"{type(self).__name__}: d_model={d_model}, expected at least 1")
+        if not isinstance(d_model, Integral) or d_model < 1:
+            raise ValueError(f"{type(self).__name__}: d_model={d_model!r}, expected an integer of at least 1")
         self.d_model = d_model
         self.config = self.Config() if config is None else config
         if not isinstance(self.config, self.Config):
@@ -310,7 +312,8 @@ def config_of(kind: type[Mixer], options: Mapping[str, Any]) -> Any:
         kind: The class.
         options: Values by field name.
     Raises:
-        ValueError: A name is no option of the class; gives its near misses and all options.
+        ValueError: A name is no option of the class; gives its near misses and all options. Or a value that must be a
+            number, a word or yes or no is something else.
     """
     known = [f.name for f in fields(kind.Config)]
     for name in options:
@@ -318,7 +321,23 @@ def config_of(kind: type[Mixer], options: Mapping[str, Any]) -> Any:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
             raise ValueError(f"{kind.__name__} has no option {name!r}{hint} Options: {', '.join(known) or 'none'}")
+    wanted = get_type_hints(kind.Config)
+    for name, value in options.items():
+        if not _fits(value, wanted[name]):
+            words = str(getattr(wanted[name], "__name__", wanted[name])).replace("typing.", "")
+            raise ValueError(f"{kind.__name__}: {name}={value!r}, expected {words}")
     return kind.Config(**options)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of a plain kind, or one of several; what is no plain kind is not judged."""
+    if isinstance(wanted, UnionType) or get_origin(wanted) is Union:
+        return any(_fits(value, part) for part in get_args(wanted))
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, wanted) if wanted in (bool, str, NoneType) else True
 
 
 def _child_specs(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, ParamSpec]]:

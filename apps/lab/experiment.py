@@ -1,23 +1,18 @@
 """One run of the lab: train until solved, then ask about longer sequences."""
 
-import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ssmcore.engine import RunSettings, cli, fit, load_weights, make_loader, make_run_dir
-from ssmcore.engine.folder import BEST_FILE
+from ssmcore.engine import RunSettings, make_loader
 
 from .config import LabConfig
 from .model import LabModel
 from .protocols import Task, Training, task
+from .running import check_sizes, kept, opened, trained
 from .task import Batches, LabTask, Solved, measure, whole
-
-RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +78,14 @@ def run(config: LabConfig, silent: bool = False) -> Result:
     name = config.task[0]
     job = task(name, config.preset, config.task_options)
     how = chosen(config, job)
+    sizes = ("d_model", "num_layers", "batch_size", "steps", "steps_per_epoch", "examples", "fresh")
+    check_sizes(name, how, *sizes)
+    if min(how.longer, default=1) < 1:
+        raise ValueError(f"{name}: --longer={list(how.longer)}, expected multiples of at least 1")
     length = config.length or job.length
     model = build(config, job, how)
     job(1, length, 0)  # a length that cannot be drawn is said before anything is written
-    saved = replace(config, resume=None)
-    folder = Path(config.resume) if config.resume else make_run_dir(config.output, f"{name}-{config.mixer}", saved)
-    (folder / cli.CONFIG_FILE).write_text(cli.dump(saved))
+    folder = opened(config, f"{name}-{config.mixer}")
     per_epoch = how.steps_per_epoch if how.examples is None else -(-how.examples // how.batch_size)
     train = Batches(job, length, how.batch_size, per_epoch, config.seed)
     looks = max(1, how.fresh // how.batch_size)
@@ -113,25 +110,20 @@ def run(config: LabConfig, silent: bool = False) -> Result:
         accelerator=config.accelerator,
         silent=silent,
     )
-    started = time.process_time()
     lab = LabTask(model, how.lr, how.weight_decay)
-    outcome = fit(lab, *loaders, settings, folder, callbacks=[Solved(config.solved)])
-    seconds = time.process_time() - started
-    weights, _ = load_weights(folder / BEST_FILE)
-    model.load_state_dict(weights)
-    scores = {str(k): score(model.eval(), job, k * length, how) for k in how.longer}
+    done = trained(lab, *loaders, settings, folder, callbacks=[Solved(config.solved)])
+    scores = {str(k): score(model, job, k * length, how) for k in how.longer}
     result = Result(
         task=name,
         mixer=config.mixer,
         seed=config.seed,
         parameters=sum(p.numel() for p in model.parameters()),
-        steps=outcome.epochs * per_epoch,
-        cpu_seconds=round(seconds, 1),
+        steps=done.outcome.epochs * per_epoch,
+        cpu_seconds=done.cpu_seconds,
         length=length,
         scores=scores,
     )
-    (folder / RESULT_FILE).write_text(json.dumps(result.__dict__))
-    return result
+    return kept(folder, result)
 
 
 @torch.no_grad()

@@ -20,9 +20,10 @@ from ssmcore.registry import resolve
 
 from . import experiment
 from .config import LabConfig, TableConfig
-from .experiment import RESULT_FILE, chosen
+from .experiment import chosen
 from .protocols import TASKS, task
 from .regression import least_squares
+from .running import RESULT_FILE, check_sizes
 from .task import Batches, measure
 from .tasks import NOTHING
 
@@ -43,8 +44,12 @@ def run(config: TableConfig) -> Cells:
     """
     for name in (*config.tasks, *config.each):
         resolve(name, TASKS, "task")
+    check_sizes("table", config, "seeds")
+    if not config.tasks or not config.mixers:
+        raise ValueError("table: expected at least one task and one mixer")
     for name in config.mixers:
         resolve(name, dict.fromkeys([*config.variants, *list_mixers()]), "mixer")
+        resolve(config.variants.get(name, {}).get("name", name), dict.fromkeys(list_mixers()), f"mixer of {name}")
     folder = Path(config.output)
     kept = folder / "cells"
     kept.mkdir(parents=True, exist_ok=True)

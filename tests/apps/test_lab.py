@@ -234,5 +234,18 @@ def test_mistakes_are_named(capsys, tmp_path):
     assert "steps" in capsys.readouterr().err
     assert main(["table", "--mixers=[mambo]", f"--output={tmp_path}"]) == 2
     assert "mamba" in capsys.readouterr().err
+    assert main(["table", "--variants={x: {nam: gru}}", "--mixers=[x]", f"--output={tmp_path}"]) == 2
+    assert "mixer of x" in capsys.readouterr().err
+    assert main(["table", "--seeds=0", f"--output={tmp_path}"]) == 2
+    assert "--seeds=0" in capsys.readouterr().err
+    assert main(["table", "--mixers=[]", f"--output={tmp_path}"]) == 2
+    assert "at least one" in capsys.readouterr().err
+    for size in ("steps", "batch-size", "d-model", "num-layers", "fresh"):
+        assert main(["parity", f"--{size}=0", f"--output={tmp_path}"]) == 2
+        assert f"--{size}=0" in capsys.readouterr().err
+    assert main(["parity", "--longer=[0]", f"--output={tmp_path}"]) == 2
+    assert "--longer" in capsys.readouterr().err
+    assert main(["parity", "--mixer=mamba", "--options={d_state: many}", f"--output={tmp_path}"]) == 2
+    assert "d_state='many'" in capsys.readouterr().err
     assert main(["induction", "--length=2", f"--output={tmp_path}"]) == 2
     assert "length=2" in capsys.readouterr().err

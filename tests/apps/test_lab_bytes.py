@@ -4,12 +4,14 @@ import gzip
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from apps.lab import running
 from apps.lab.__main__ import main
 from apps.lab.bytes import finetune, glue
 from apps.lab.bytes import run as runs
@@ -168,23 +170,19 @@ def small(folder, **options):
     return BytesConfig(data=(str(text),), output=str(folder), **{**defaults, "measure_bytes": 600, **options})
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     whole = runs.run(small(tmp_path / "a"), silent=True)
     assert whole.test_bits < 7.5  # 8 before it has learned anything
     # The learning rate follows the number of steps, so the run is stopped and not shortened.
     stopped = small(tmp_path / "b")
-    fit = runs.fit
-
-    def interrupted(task, train, val, plan, folder):
-        from dataclasses import replace
-
-        return fit(task, train, val, replace(plan, epochs=1), folder)
-
-    runs.fit = interrupted
-    try:
+    fit = running.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            running,
+            "fit",
+            lambda task, *rest, **more: fit(task, *rest[:2], replace(rest[2], epochs=1), rest[3], **more),
+        )
         runs.run(stopped, silent=True)
-    finally:
-        runs.fit = fit
     folder = next((tmp_path / "b").iterdir())
     again = runs.run(small(tmp_path / "b", resume=str(folder)), silent=True)
     assert (again.val_bits, again.test_bits) == (whole.val_bits, whole.test_bits)

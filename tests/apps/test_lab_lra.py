@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from apps.lab import running
 from apps.lab.__main__ import main
 from apps.lab.listops import VOCABULARY, evaluate
-from apps.lab.lra import run as lra_run
 from apps.lab.lra.config import PRESETS, TASKS, LraConfig, settings
 from apps.lab.lra.data import END, UNKNOWN, check_sums, draw_listops, draw_pathfinder, load
 from apps.lab.lra.model import LraModel, collate
@@ -100,15 +100,28 @@ def test_papers_come_in_pairs(tmp_path):
     assert mask.sum(1).tolist() == [12] * 4 + [8] * 4
 
 
-def test_cifar_is_grey_and_checked(tmp_path, monkeypatch):
-    sums = image_folder(tmp_path)
-    with pytest.raises(ValueError, match="no whole cifar-10"):
-        load("image", tmp_path, 1024)
+def accept(sums, monkeypatch):
+    """Let torchvision's checks take our files for CIFAR-10's."""
     from torchvision.datasets import CIFAR10
 
     monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name, _ in CIFAR10.train_list])
     monkeypatch.setattr(CIFAR10, "test_list", [[name, sums[name]] for name, _ in CIFAR10.test_list])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+
+
+def test_images_are_trained_on_by_the_command(tmp_path, monkeypatch, capsys):
+    accept(image_folder(tmp_path), monkeypatch)
+    flags = ["--d-model=8", "--num-layers=1", "--epochs=1", "--batch-size=5", "--options={d_state: 4}"]
+    folders = [f"--data-dir={tmp_path}", f"--output={tmp_path / 'runs'}"]
+    assert main(["lra", "image", *flags, *folders]) == 0
+    assert "test" in capsys.readouterr().out
+
+
+def test_cifar_is_grey_and_checked(tmp_path, monkeypatch):
+    sums = image_folder(tmp_path)
+    with pytest.raises(ValueError, match="no whole cifar-10"):
+        load("image", tmp_path, 1024)
+    accept(sums, monkeypatch)
     data = load("image", tmp_path, 1024)
     assert (len(data.train), len(data.val), len(data.test)) == (45, 5, 10)
     (pixels,), label = data.test[4]
@@ -203,11 +216,15 @@ def test_reviews_are_learned_and_a_resumed_run_ends_alike(tmp_path, monkeypatch)
     whole = run(small("text", tmp_path / "data", tmp_path / "a", preset="small", epochs=8), silent=True)
     assert whole.test_accuracy == 1
     first = small("text", tmp_path / "data", tmp_path / "b", preset="small", epochs=8)
-    fit = lra_run.fit
+    fit = running.fit
     with (
         monkeypatch.context() as patch
     ):  # the schedule follows the number of epochs, so the run is stopped, not shortened
-        patch.setattr(lra_run, "fit", lambda task, *rest: fit(task, *rest[:2], replace(rest[2], epochs=3), *rest[3:]))
+        patch.setattr(
+            running,
+            "fit",
+            lambda task, *rest, **more: fit(task, *rest[:2], replace(rest[2], epochs=3), rest[3], **more),
+        )
         run(first, silent=True)
     folder = next((tmp_path / "b").iterdir())
     again = run(replace(first, resume=str(folder)), silent=True)

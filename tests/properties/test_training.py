@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import typing
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ def test_optimiser_groups_partition_the_parameters(mixer):
 def test_unknown_options_are_refused(case):
     with pytest.raises(ValueError, match="no option 'd_stat'"):
         create_mixer(case[0], D, d_stat=3)
+
+
+def test_options_of_a_wrong_kind_are_refused(case):
+    for name, wanted in typing.get_type_hints(type(build(case).config)).items():
+        if wanted in (int, float, bool, int | None, float | None):
+            with pytest.raises(ValueError, match=f"{name}='many', expected"):
+                create_mixer(case[0], D, **{name: "many"})
+    with pytest.raises(ValueError, match="d_model='8'"):
+        create_mixer(case[0], "8", **case[1])
 
 
 def test_a_configuration_rebuilds_the_same_module(case):

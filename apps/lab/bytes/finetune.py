@@ -1,8 +1,7 @@
 """A byte model, trained before or not, made to answer a GLUE task from the state after the last byte."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssmcore.engine import RunSettings, cli, fit, load_weights, make_loader, make_run_dir
-from ssmcore.engine.folder import BEST_FILE
+from ssmcore.engine import RunSettings, make_loader
 
+from .. import running
 from . import glue
 from .config import BytesConfig, GlueConfig
 from .model import ByteModel
@@ -48,13 +47,12 @@ def run(config: GlueConfig, silent: bool = False) -> GlueResult:
     """
     if len(config.task) != 1 or config.data_dir is None:
         raise ValueError("glue: expected one task and --data-dir, the folder of its files")
+    running.check_sizes("glue", config, "d_model", "num_layers", "length", "batch_size", "epochs")
     name = config.task[0]
     train, val, dev = glue.load(name, Path(config.data_dir), config.length)
     torch.manual_seed(config.seed)
     model = GlueModel(_body(config), len(glue.TASKS[name].labels))
-    saved = replace(config, resume=None)
-    folder = Path(config.resume) if config.resume else make_run_dir(config.output, f"glue-{name}", saved)
-    (folder / cli.CONFIG_FILE).write_text(cli.dump(saved))
+    folder = running.opened(config, f"glue-{name}")
     loader = make_loader(train, config.batch_size, seed=config.seed, collate_fn=collate)
     looks = make_loader(val, config.batch_size, seed=0, shuffle=False, collate_fn=collate)
     task = GlueTask(model, name, config.lr, config.weight_decay, config.epochs * len(loader))
@@ -66,16 +64,14 @@ def run(config: GlueConfig, silent: bool = False) -> GlueResult:
         accelerator=config.accelerator,
         silent=silent,
     )
-    outcome = fit(task, loader, looks, plan, folder)
-    model.load_state_dict(load_weights(folder / BEST_FILE)[0])
+    outcome = running.trained(task, loader, looks, plan, folder).outcome
     result = GlueResult(
         task=name,
         score=glue.TASKS[name].score,
         val=round(outcome.best_score, 4),
-        dev=round(_reported(model.eval(), name, dev, config.batch_size), 4),
+        dev=round(_reported(model, name, dev, config.batch_size), 4),
     )
-    (folder / "result.json").write_text(json.dumps(asdict(result)))
-    return result
+    return running.kept(folder, result)
 
 
 def collate(items: Sequence[tuple[tuple[Tensor, ...], float]]) -> Batch:

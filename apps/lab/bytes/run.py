@@ -1,21 +1,18 @@
 """One byte model: trained, resumed, measured; and written with."""
 
-import json
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ssmcore.engine import RunSettings, cli, fit, load_weights, make_loader, make_run_dir
+from ssmcore.engine import RunSettings, cli, load_weights, make_loader
 from ssmcore.engine.folder import BEST_FILE
 
+from .. import running
 from .config import BytesConfig, sizes
 from .data import Windows, read
 from .model import ByteModel, bits_per_byte
 from .task import ByteTask
-
-RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +68,11 @@ def run(config: BytesConfig, silent: bool = False) -> BytesResult:
         NonFiniteError: NaN or infinity came up.
     """
     how = sizes(config)
+    running.check_sizes("bytes", how, "d_model", "num_layers", "length", "batch_size", "steps")
+    running.check_sizes("bytes", config, "steps_per_epoch", "measure_bytes", "max_bytes")
     model = build(config)
     corpus = read(config.data, how.length, config.max_bytes)
-    saved = replace(config, resume=None)
-    folder = Path(config.resume) if config.resume else make_run_dir(config.output, f"bytes-{how.mixer}", saved)
-    (folder / cli.CONFIG_FILE).write_text(cli.dump(saved))
+    folder = running.opened(config, f"bytes-{how.mixer}")
     epochs = -(-how.steps // config.steps_per_epoch)
     per_epoch = min(config.steps_per_epoch, how.steps)
     windows = Windows(corpus.train, how.length, per_epoch * how.batch_size, config.seed)
@@ -90,23 +87,18 @@ def run(config: BytesConfig, silent: bool = False) -> BytesResult:
         precision=config.precision,
         silent=silent,
     )
-    started = time.process_time()
-    outcome = fit(task, loader, once, plan, folder)
-    seconds = time.process_time() - started
-    weights, _ = load_weights(folder / BEST_FILE)
-    model.load_state_dict(weights)
-    steps = outcome.epochs * per_epoch
+    done = running.trained(task, loader, once, plan, folder)
+    steps = done.outcome.epochs * per_epoch
     result = BytesResult(
         mixer=how.mixer,
         parameters=sum(p.numel() for p in model.parameters()),
         steps=steps,
         train_bytes=steps * how.batch_size * how.length,
-        cpu_seconds=round(seconds, 1),
-        val_bits=round(outcome.best_score, 4),
-        test_bits=round(bits_per_byte(model.eval(), corpus.test[: config.measure_bytes]), 4),
+        cpu_seconds=done.cpu_seconds,
+        val_bits=round(done.outcome.best_score, 4),
+        test_bits=round(bits_per_byte(model, corpus.test[: config.measure_bytes]), 4),
     )
-    (folder / RESULT_FILE).write_text(json.dumps(asdict(result)))
-    return result
+    return running.kept(folder, result)
 
 
 def trained(folder: Path) -> ByteModel:

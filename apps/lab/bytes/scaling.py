@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ssmcore.engine import cli
 from ssmcore.registry import resolve
 
+from .. import running
 from . import run as runs
 from .config import BytesConfig, ScalingConfig, sizes
 
@@ -121,8 +122,8 @@ def _point(config: ScalingConfig, folder: Path, layers: int, width: int) -> dict
     for path in sorted((folder / "runs").glob(f"*/{cli.CONFIG_FILE}")):
         if yaml.safe_load(path.read_text()) == plain:
             found = path.parent
-    if found is not None and (found / runs.RESULT_FILE).is_file():
-        result = json.loads((found / runs.RESULT_FILE).read_text())
+    if found is not None and (found / running.RESULT_FILE).is_file():
+        result = json.loads((found / running.RESULT_FILE).read_text())
     else:
         result = asdict(runs.run(replace(train, resume=None if found is None else str(found)), silent=True))
     return {**result, "layers": layers, "width": width, "compute": 6 * active * result["train_bytes"]}

@@ -1,15 +1,14 @@
 """One run: data, training, the score of the best weights on the test part."""
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
-from ssmcore.engine import RunSettings, cli, fit, load_weights, make_loader, make_run_dir
-from ssmcore.engine.folder import BEST_FILE
+from ssmcore.engine import RunSettings, make_loader
 
+from ..running import check_sizes, kept, opened, trained
 from .config import LraConfig, Settings, settings
 from .data import Data, draw_listops, draw_pathfinder, load
 from .model import LraModel, collate
@@ -74,13 +73,12 @@ def run(config: LraConfig, silent: bool = False) -> LraResult:
         NonFiniteError: NaN or infinity came up.
     """
     how = settings(config)
+    check_sizes("lra", how, "d_model", "num_layers", "batch_size", "epochs", "length")
+    check_sizes("lra", config, "limit")
     data = prepare(config, how)
     torch.manual_seed(config.seed)
     model = LraModel(data, how)
-    saved = replace(config, resume=None)
-    name = f"{config.task[0]}-{how.mixer}"
-    folder = Path(config.resume) if config.resume else make_run_dir(config.output, name, saved)
-    (folder / cli.CONFIG_FILE).write_text(cli.dump(saved))
+    folder = opened(config, f"{config.task[0]}-{how.mixer}")
     train = make_loader(data.train, how.batch_size, seed=config.seed, collate_fn=collate)
     val = make_loader(data.val, how.batch_size, seed=0, shuffle=False, collate_fn=collate)
     task = LraTask(model, how, how.epochs * len(train))
@@ -94,9 +92,7 @@ def run(config: LraConfig, silent: bool = False) -> LraResult:
         silent=silent,
         clip=None,
     )
-    outcome = fit(task, train, val, plan, folder)
-    weights, _ = load_weights(folder / BEST_FILE)
-    model.load_state_dict(weights)
+    outcome = trained(task, train, val, plan, folder).outcome
     result = LraResult(
         task=config.task[0],
         mixer=how.mixer,
@@ -105,8 +101,7 @@ def run(config: LraConfig, silent: bool = False) -> LraResult:
         val_accuracy=round(outcome.best_score, 4),
         test_accuracy=round(accuracy(model, data, how.batch_size), 4),
     )
-    (folder / "result.json").write_text(json.dumps(asdict(result)))
-    return result
+    return kept(folder, result)
 
 
 @torch.no_grad()
