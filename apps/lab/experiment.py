@@ -34,7 +34,7 @@ class Result:
 
 def chosen(config: LabConfig, job: Task) -> Training:
     """How a run is trained: what its config says, else what the task's preset does. No shapes, raises nothing."""
-    said = {f.name: getattr(config, f.name) for f in fields(Training)}
+    said = {f.name: getattr(config, f.name, None) for f in fields(Training)}
     return replace(job.training, **{name: value for name, value in said.items() if value is not None})
 
 
@@ -58,6 +58,7 @@ def build(config: LabConfig, job: Task, training: Training) -> LabModel:
         d_model=training.d_model,
         num_layers=training.num_layers,
         channel_mixer=training.channel_mixer,
+        embed_dropout=training.embed_dropout,
     )
 
 
@@ -86,8 +87,7 @@ def run(config: LabConfig, silent: bool = False) -> Result:
     model = build(config, job, how)
     job(1, length, 0)  # a length that cannot be drawn is said before anything is written
     folder = opened(config, f"{name}-{config.mixer}")
-    per_epoch = how.steps_per_epoch if how.examples is None else -(-how.examples // how.batch_size)
-    train = Batches(job, length, how.batch_size, per_epoch, config.seed)
+    train = Batches(job, length, how.batch_size, how.per_epoch, config.seed)
     looks = max(1, how.fresh // how.batch_size)
     fresh = Batches(job, length, how.batch_size, looks, -2 - config.seed, asking=True)
     loaders = [
@@ -103,14 +103,14 @@ def run(config: LabConfig, silent: bool = False) -> Result:
         make_loader(fresh, 1, seed=0, shuffle=False, collate_fn=whole),
     ]
     settings = RunSettings(
-        epochs=-(-how.steps // per_epoch),
+        epochs=-(-how.steps // how.per_epoch),
         seed=config.seed,
         monitor="val_score",
         mode="max",
         accelerator=config.accelerator,
         silent=silent,
     )
-    lab = LabTask(model, how.lr, how.weight_decay)
+    lab = LabTask(model, how)
     done = trained(lab, *loaders, settings, folder, callbacks=[Solved(config.solved)])
     scores = {str(k): score(model, job, k * length, how) for k in how.longer}
     result = Result(
@@ -118,7 +118,7 @@ def run(config: LabConfig, silent: bool = False) -> Result:
         mixer=config.mixer,
         seed=config.seed,
         parameters=sum(p.numel() for p in model.parameters()),
-        steps=done.outcome.epochs * per_epoch,
+        steps=done.outcome.epochs * how.per_epoch,
         cpu_seconds=done.cpu_seconds,
         length=length,
         scores=scores,

@@ -19,6 +19,7 @@ class LabModel(nn.Module):
         d_model: Width.
         num_layers: Layers.
         channel_mixer: Registered name, or None.
+        embed_dropout: Rate behind the embedding.
     Raises:
         ValueError: A name or option is unknown.
         Unsupported: The mixer looks ahead.
@@ -34,10 +35,12 @@ class LabModel(nn.Module):
         d_model: int,
         num_layers: int,
         channel_mixer: str | None = None,
+        embed_dropout: float = 0.0,
     ):
         super().__init__()
         self.classes = classes
         self.embed = nn.Embedding(tokens, d_model) if classes else nn.Linear(tokens, d_model)
+        self.dropout = nn.Dropout(embed_dropout)
         branch = "M" if channel_mixer is None else f"M/{channel_mixer}"
         spec = {"name": mixer, **options}
         self.stack = Stack(d_model, f"({branch})*{num_layers}", mixers={"M": spec}, norm="layer")
@@ -47,6 +50,6 @@ class LabModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Answers at every position; shapes above."""
-        y, _ = self.stack(self.embed(x))
+        y, _ = self.stack(self.dropout(self.embed(x)))
         y = self.head(y)
         return y if self.classes else y[..., 0]

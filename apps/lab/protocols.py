@@ -5,6 +5,7 @@ steps, learning rate, decay. Where a paper trains several lengths or sizes, the 
 `--task-options`, `--length` and `--d-model` give the others.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -43,8 +44,29 @@ class Training:
     """Learning rate."""
     weight_decay: float = 0.01
     """Of what decays."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on after its rise: linearly to zero by batches, or along a half cosine by epochs."""
+    warmup: float = 0.0
+    """Part of all batches in which the rate rises."""
+    embed_dropout: float = 0.0
+    """Rate behind the embedding."""
     longer: tuple[int, ...] = (1, 2, 4)
     """Lengths that are asked about afterwards, in multiples of the training length."""
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch. No shapes, raises nothing."""
+        return self.steps_per_epoch if self.examples is None else -(-self.examples // self.batch_size)
+
+    def pace(self, step: int) -> float:
+        """Factor on the learning rate at a batch, counted from 0. No shapes, raises nothing."""
+        rising = round(self.warmup * self.steps)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        if self.schedule == "cosine":
+            epochs = -(-self.steps // self.per_epoch)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, step // self.per_epoch / epochs)))
+        return max(0.0, 1 - (step - rising) / max(1, self.steps - rising)) if self.schedule == "linear" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +166,22 @@ _HEADS = Training(
     weight_decay=0.0,
     longer=(1, 2, 4, 16, 64, 4096),
 )
-# Fu et al. 2023, appendix, and its repository: 5000 sequences, 400 epochs, an MLP four times as wide.
+# Fu et al. 2023, appendix, and its repository: 5000 sequences, 200 epochs at a vocabulary of 10, an MLP four times as
+# wide, a rate that rises for a tenth of the epochs and falls linearly.
 _H3 = Training(
-    channel_mixer="mlp", examples=5000, steps=400 * 157, fresh=500, lr=5e-4, weight_decay=0.1, longer=(1, 2, 4)
+    channel_mixer="mlp",
+    examples=5000,
+    steps=200 * 157,
+    fresh=500,
+    lr=5e-4,
+    weight_decay=0.1,
+    schedule="linear",
+    warmup=0.1,
+    embed_dropout=0.1,
+    longer=(1, 2, 4),
 )
-# Arora et al. 2023, appendix E and its repository: 64 epochs of 100,000 sequences; the rate is the best of four.
+# Arora et al. 2023, appendix E and its repository: 64 epochs of 100,000 sequences, a cosine; the rate is the best of
+# four. It stops at .99, for which there is --solved.
 _ZOO = Training(
     d_model=64,
     batch_size=128,
@@ -157,6 +190,7 @@ _ZOO = Training(
     fresh=3000,
     lr=2.15e-3,
     weight_decay=0.1,
+    schedule="cosine",
     longer=(1, 2),
 )
 # Park et al. 2024, section 3 and its repository; Adam without decay, dimensions and points by a curriculum.

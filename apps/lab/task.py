@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from ssmcore.engine import make_optimizer
 
-from .protocols import Task
+from .protocols import Task, Training
 from .tasks import NOTHING
 
 
@@ -64,13 +64,12 @@ class LabTask(pl.LightningModule):
 
     Args:
         model: See model.py.
-        lr: Learning rate.
-        weight_decay: Of the parameters that decay.
+        how: Learning rate, its course and decay.
     """
 
-    def __init__(self, model: nn.Module, lr: float, weight_decay: float):
+    def __init__(self, model: nn.Module, how: Training):
         super().__init__()
-        self.model, self.lr, self.weight_decay = model, lr, weight_decay
+        self.model, self.how = model, how
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch."""
@@ -82,9 +81,11 @@ class LabTask(pl.LightningModule):
         loss, score = measure(self.model(batch[0]), batch[1])
         self.log_dict({"val_loss": loss, "val_score": score}, batch_size=len(batch[0]))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW by what the modules ask for, at one rate."""
-        return make_optimizer(self.model, self.lr, self.weight_decay)
+    def configure_optimizers(self):
+        """AdamW by what the modules ask for; the rate by batches."""
+        optimizer = make_optimizer(self.model, self.how.lr, self.how.weight_decay)
+        course = torch.optim.lr_scheduler.LambdaLR(optimizer, self.how.pace)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": course, "interval": "step"}}
 
 
 class Solved(Callback):

@@ -137,6 +137,19 @@ def test_a_curriculum_grows_with_the_training_step():
     assert Batches(job, 41, 2, 100, 0, asking=True)[2500][0].shape == (2, 82, 21)
 
 
+def test_rates_go_as_published():
+    """H3's rises for 20 of 200 epochs and falls linearly; Zoology's falls by epochs along a cosine; Mamba's stays."""
+    h3, zoology, mamba = (task(name, "paper").training for name in ("recall", "mqar", "selective_copy"))
+    assert (h3.steps, h3.per_epoch, zoology.per_epoch) == (200 * 157, 157, 782)
+    assert h3.pace(0) == 1 / (20 * 157 + 1)
+    assert h3.pace(20 * 157) == 1
+    assert h3.pace(110 * 157) == pytest.approx(0.5)
+    assert h3.pace(h3.steps) == 0
+    assert zoology.pace(781) == 1
+    assert zoology.pace(32 * 782) == zoology.pace(33 * 782 - 1) == pytest.approx(0.5)
+    assert mamba.pace(300_000) == 1
+
+
 def test_options_of_a_task_replace_the_presets():
     job = task("mqar", "paper", {"pairs": 4, "vocab": 100})
     assert job.tokens == job.classes == 100
