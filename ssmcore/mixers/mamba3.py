@@ -6,8 +6,9 @@
     y[t] = S[t]^T q[t] + D v[t],   out = out_proj(y silu(z));   alpha = exp(-dt rate(a))
 
 The rotation is a complex state in real arithmetic: it can count modulo 2, which positive decays cannot. lam = 1 without
-rotation is Mamba-2's map. This is the model with one input and one output a head (SISO); its parameters have our names.
-Names: b batch, l length, h heads, g groups, n state size, p head width, f turned pairs of channels.
+rotation is Mamba-2's map. With several keys and queries a token (MIMO) each rank i writes k_i (v x_i)^T and reads with
+q_i, has D and the gate z z_i for itself, and the ranks are summed by weights o_i. Parameters have our names.
+Names: b batch, l length, h heads, g groups, r ranks, n state size, p head width, f turned pairs of channels.
 Source: Lahoti et al. 2025, Mamba-3: improved sequence modeling using state space principles, sec. 3.
 """
 
@@ -40,6 +41,8 @@ class Mamba3Config:
     """Groups of heads that share B and C before bias and rotation."""
     rope_fraction: float = 0.5
     """Part of the state channels that is turned."""
+    mimo_rank: int = 1
+    """Keys and queries r of a head at each token; 4 in the published multi-input, multi-output form."""
     slowest: float = 1e-4
     """Smallest decay rate."""
     dt_min: float = 1e-3
@@ -54,12 +57,14 @@ class Mamba3Config:
             raise ValueError(f"Mamba3Config: expected 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
         if not 0 <= self.rope_fraction <= 1:
             raise ValueError(f"Mamba3Config: rope_fraction={self.rope_fraction}, expected in 0..1")
+        if self.mimo_rank < 1:
+            raise ValueError(f"Mamba3Config: mimo_rank={self.mimo_rank}, expected at least 1")
 
 
 class Mamba3(Mixer):
     """The Mamba-3 block, (b, l, d_model) to (b, l, d_model).
 
-    State: ssm (b, h, n, p); k (b, h, n) and v (b, h, p) of the last token; angle (b, h, f), in radians.
+    State: ssm (b, h, n, p); k (b, h r, n) and v (b, h, p) of the last token; angle (b, h, f), in radians.
 
     Raises:
         ValueError: The head width does not divide the inner channels, or the groups do not divide the heads.
@@ -69,7 +74,11 @@ class Mamba3(Mixer):
     operator = "chunked_scan"
     selective = True
     Config = Mamba3Config
-    examples = ({"d_state": 8, "headdim": 4}, {"d_state": 3, "headdim": 4, "ngroups": 2, "rope_fraction": 0.0})
+    examples = (
+        {"d_state": 8, "headdim": 4},
+        {"d_state": 3, "headdim": 4, "ngroups": 2, "rope_fraction": 0.0},
+        {"d_state": 4, "headdim": 4, "ngroups": 2, "mimo_rank": 3},
+    )
     takes_dt = True
     residual_out = ("out_proj.weight",)
 
@@ -82,12 +91,15 @@ class Mamba3(Mixer):
         if d % p or h % c.ngroups:
             raise ValueError(f"Mamba3: {d} inner channels, heads of {p} and {c.ngroups} groups do not divide")
         self.pairs = int(c.rope_fraction * c.d_state) // 2
-        shared = c.ngroups * c.d_state
+        r, shared = c.mimo_rank, c.ngroups * c.d_state * c.mimo_rank
         self.widths = (d, d, shared, shared, h, h, h, self.pairs)
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
         self.dt_bias = nn.Parameter(inverse_softplus(log_uniform(h, c.dt_min, c.dt_max)))
         self.B_norm, self.C_norm = RMSNorm(c.d_state), RMSNorm(c.d_state)
-        self.B_bias, self.C_bias = (nn.Parameter(torch.ones(h, c.d_state)) for _ in range(2))
+        self.B_bias, self.C_bias = (nn.Parameter(torch.ones(h * r, c.d_state)) for _ in range(2))
+        if r > 1:
+            self.mimo_x, self.mimo_o = (nn.Parameter(torch.full((h, r, p), 1 / r)) for _ in range(2))
+            self.mimo_z = nn.Parameter(torch.ones(h, r, p))
         self.D = nn.Parameter(torch.ones(h))
         self.out_proj = nn.Linear(d, d_model, bias=False)
 
@@ -96,13 +108,10 @@ class Mamba3(Mixer):
         return dict.fromkeys(("dt_bias", "B_bias", "C_bias", "D"), ParamSpec(decay=False))
 
     def init_state(self, batch: int, *, device=None, dtype=None) -> State:
-        """Zeros: ssm (b, h, n, p), k (b, h, n), v (b, h, p), angle (b, h, f). Raises nothing."""
-        n, p = self.config.d_state, self.headdim
-        shapes = {"ssm": (n, p), "k": (n,), "v": (p,), "angle": (self.pairs,)}
-        return {
-            name: self._zeros(batch, self.num_heads, *shape, device=device, dtype=dtype)
-            for name, shape in shapes.items()
-        }
+        """Zeros: ssm (b, h, n, p), k (b, h r, n), v (b, h, p), angle (b, h, f). Raises nothing."""
+        h, n, p = self.num_heads, self.config.d_state, self.headdim
+        shapes = {"ssm": (h, n, p), "k": (h * self.config.mimo_rank, n), "v": (h, p), "angle": (h, self.pairs)}
+        return {name: self._zeros(batch, *shape, device=device, dtype=dtype) for name, shape in shapes.items()}
 
     def mix(self, x: Tokens, state: State | None, ctx: Context) -> tuple[Tokens, State]:
         """One pass over x, (b, l, d_model) or packed; see Mixer.mix. Raises nothing of its own."""
@@ -112,27 +121,72 @@ class Mamba3(Mixer):
         v = at_least_float32(v).unflatten(-1, (self.num_heads, -1))
         dt = self.time_steps(dt, ctx.dt)
         angle, turned = self.rotation(dt, phi, state["angle"], ctx)
-        k = self.turned(self.B_norm(B.unflatten(-1, (self.config.ngroups, -1))), self.B_bias, angle)
-        q = self.turned(self.C_norm(C.unflatten(-1, (self.config.ngroups, -1))), self.C_bias, angle)
+        ranks = (self.config.mimo_rank, self.config.ngroups, -1)
+        k = self.turned(self.B_norm(B.unflatten(-1, ranks)), self.B_bias, angle)
+        q = self.turned(self.C_norm(C.unflatten(-1, ranks)), self.C_bias, angle)
         k_before, k_last = shift(k, state["k"], ctx)
         v_before, v_last = shift(v, state["v"], ctx)
         log_decay = -dt * self.rates(a)
         lam = at_least_float32(trap).sigmoid()
         late, now = (1 - lam) * dt * log_decay.exp(), lam * dt
         # Both writes of a step decay alike, so each has heads of its own and the two memories add up.
-        y, ssm = chunked_scan(
+        y, ssm = self.scan(
             torch.cat([q, q], 2),
             torch.cat([k, k_before], 2),
             torch.cat([now[..., None] * v, late[..., None] * v_before], 2),
-            log_decay=torch.cat([log_decay, log_decay], -1),
-            initial_state=torch.cat([state["ssm"], torch.zeros_like(state["ssm"])], 1),
-            cu_seqlens=ctx.cu_seqlens,
+            torch.cat([log_decay, log_decay], -1),
+            torch.cat([state["ssm"], torch.zeros_like(state["ssm"])], 1),
+            ctx,
+        )
+        z = at_least_float32(z).unflatten(-1, (self.num_heads, -1))
+        y = self.read(sum(y.chunk(2, 2)), v, z).flatten(-2).to(x.dtype)
+        return self.out_proj(y), {"ssm": sum(ssm.chunk(2, 1)), "k": k_last, "v": v_last, "angle": turned}
+
+    def scan(
+        self,
+        q: HeadTokens,
+        k: HeadTokens,
+        v: HeadTokens,
+        log_decay: Float[Tensor, "b l H"],
+        before: Float[Tensor, "r H n p"],
+        ctx: Context,
+    ) -> tuple[Float[Tensor, "b l H r p"], Float[Tensor, "r H n p"]]:
+        """Write r keys a token and read with r queries: heads H of q and k are (H r, n), of v (H, p). Raises nothing.
+
+        The ranks of a token become tokens of their own, r that write (the first one decays), then r - 1 that only
+        read; the last one that writes reads too.
+        """
+        r, l = self.config.mimo_rank, v.shape[1]
+        q, k = (t.unflatten(2, (-1, r)) for t in (q, k))
+        v, m = self.each_rank(v, "mimo_x"), 2 * r - 1
+
+        def tokens(t: Tensor, at: int) -> HeadTokens:
+            return F.pad(t.transpose(2, 3), (0, 0, 0, 0, at, m - r - at)).flatten(1, 2)
+
+        y, last = chunked_scan(
+            tokens(q, r - 1),
+            tokens(k, 0),
+            tokens(v, 0),
+            log_decay=F.pad(log_decay[:, :, None], (0, 0, 0, m - 1)).flatten(1, 2),
+            initial_state=before,
+            cu_seqlens=None if ctx.cu_seqlens is None else ctx.cu_seqlens * m,
             return_last_state=True,
             chunk=self.config.chunk,
         )
-        y = sum(y.chunk(2, 2)) + at_least_float32(self.D)[:, None] * v
-        y = (y.flatten(-2) * F.silu(at_least_float32(z))).to(x.dtype)
-        return self.out_proj(y), {"ssm": sum(ssm.chunk(2, 1)), "k": k_last, "v": v_last, "angle": turned}
+        return y.unflatten(1, (l, m))[:, :, r - 1 :].transpose(2, 3), last
+
+    def read(self, y: Float[Tensor, "b l h r p"], v: HeadTokens, z: HeadTokens) -> HeadTokens:
+        """Skip and gate of each rank, and their sum, (b, l, h, p). Raises nothing."""
+        y = y + at_least_float32(self.D)[:, None, None] * self.each_rank(v, "mimo_x")
+        y = y * F.silu(self.each_rank(z, "mimo_z"))
+        return y.squeeze(3) if self.config.mimo_rank == 1 else (y * at_least_float32(self.mimo_o)).sum(3)
+
+    def each_rank(self, x: HeadTokens, name: str) -> Float[Tensor, "b l H r p"]:
+        """x of each head times the head's weights of each rank, shape (b, l, H, r, p). Raises nothing."""
+        if self.config.mimo_rank == 1:
+            return x[..., None, :]
+        weights = at_least_float32(self.get_parameter(name))
+        return x[..., None, :] * weights.repeat(x.shape[2] // len(weights), 1, 1)
 
     def time_steps(self, dt: Float[Tensor, "b l h"], scale: TimeSteps | None) -> Float[Tensor, "b l h"]:
         """softplus(dt + dt_bias), times the tokens' own steps, (b, l); (b, l, h), in float32. Raises nothing."""
@@ -161,10 +215,13 @@ class Mamba3(Mixer):
         return angle.view(turns.shape), last.view(before.shape).to(before.dtype)
 
     def turned(
-        self, x: Float[Tensor, "b l g n"], bias: Float[Tensor, "h n"], angle: Float[Tensor, "b l h f"]
+        self, x: Float[Tensor, "b l r g n"], bias: Float[Tensor, "hr n"], angle: Float[Tensor, "b l h f"]
     ) -> HeadTokens:
-        """x of each head plus its bias, its first f pairs of neighbours turned, shape (b, l, h, n). Raises nothing."""
-        x = at_least_float32(x).repeat_interleave(self.num_heads // self.config.ngroups, 2) + at_least_float32(bias)
+        """x of each head plus its bias, its first f pairs of neighbours turned, (b, l, h r, n). Raises nothing."""
+        r = self.config.mimo_rank
+        x = at_least_float32(x).repeat_interleave(self.num_heads // self.config.ngroups, 3)
+        x = x.transpose(2, 3).flatten(2, 3) + at_least_float32(bias)
+        angle = angle.repeat_interleave(r, 2)
         inside, outside = x.split([2 * self.pairs, x.shape[-1] - 2 * self.pairs], -1)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         first, second = inside.unflatten(-1, (-1, 2)).unbind(-1)

@@ -60,6 +60,44 @@ def test_block_equals_the_papers_formulas(mixer):
 
 
 @torch.no_grad()
+def test_several_keys_and_queries_a_token_by_the_papers_formulas():
+    """MIMO of rank 3: rank-3 writes, three reads, each with its own skip and gate, summed with weights."""
+    torch.manual_seed(0)
+    r, h, p, n = 3, 4, 4, 8
+    mixer = create_mixer("mamba3", 8, d_state=n, headdim=p, ngroups=2, mimo_rank=r).double()
+    torch.testing.assert_close(mixer.mimo_x, torch.full((h, r, p), 1 / 3).double())
+    for w in (mixer.B_bias, mixer.C_bias, mixer.D, mixer.dt_bias, mixer.mimo_x, mixer.mimo_z, mixer.mimo_o):
+        torch.nn.init.normal_(w)
+    x = normal(2, 9, 8)
+    z, v, B, C, dt, a, trap, phi = mixer.in_proj(x).split(mixer.widths, -1)
+    B, C = (M.unflatten(-1, (r, 2, n)) for M in (B, C))
+    B, C = (M / (M.square().mean(-1, keepdim=True) + 1e-5).sqrt() for M in (B, C))
+    B, C = (
+        M.repeat_interleave(2, 3) + bias.view(h, r, n).transpose(0, 1)
+        for M, bias in ((B, mixer.B_bias), (C, mixer.C_bias))
+    )
+    z, v = z.unflatten(-1, (h, p)), v.unflatten(-1, (h, p))
+    dt, rate, lam = F.softplus(dt + mixer.dt_bias), torch.where(a > 0, 1 + a, 1 / (1 - a)), trap.sigmoid()
+    theta, S, before, want = torch.zeros(2, h, 2).double(), torch.zeros(2, h, n, p).double(), 0, []
+    for t in range(9):
+        theta = theta + dt[:, t, :, None] * math.pi * phi[:, t, None].tanh()
+        written, total = 0, 0
+        for i in range(r):
+            value = v[:, t] * mixer.mimo_x[:, i]
+            written = written + rotated(B[:, t, i], theta)[..., None] * value[:, :, None]
+        alpha, step, share = ((w[:, t])[..., None, None] for w in ((-dt * rate).exp(), dt, lam))
+        S, before = alpha * S + (1 - share) * step * alpha * before + share * step * written, written
+        for i in range(r):
+            o = (S * rotated(C[:, t, i], theta)[..., None]).sum(-2)
+            o = o + mixer.D[:, None] * v[:, t] * mixer.mimo_x[:, i]
+            total = total + mixer.mimo_o[:, i] * o * F.silu(z[:, t] * mixer.mimo_z[:, i])
+        want.append(total)
+    y, state = mixer(x, return_state=True)
+    torch.testing.assert_close(y, mixer.out_proj(torch.stack(want, 1).flatten(-2)), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(state["ssm"], S, rtol=1e-9, atol=1e-11)
+
+
+@torch.no_grad()
 def test_without_trapeze_and_rotation_it_is_mamba2s_map(mixer):
     start = sum(mixer.widths[:6])
     mixer.in_proj.weight[start : start + 4] = 0  # trap, made 1 below through its sigmoid's input
@@ -104,6 +142,8 @@ def test_half_turns_count_modulo_two():
 
 
 def test_bad_options():
+    with pytest.raises(ValueError, match="mimo_rank=0"):
+        create_mixer("mamba3", 8, mimo_rank=0)
     with pytest.raises(ValueError, match="heads of 5"):
         create_mixer("mamba3", 8, headdim=5)
     with pytest.raises(ValueError, match="rope_fraction=2"):
