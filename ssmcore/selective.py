@@ -19,7 +19,7 @@ from torch import nn
 
 from .array_types import Float, Int, SegmentBounds, Tokens
 from .functional import at_least_float32, routed_scan, selective_scan
-from .mixers.mamba import inverse_softplus, log_uniform
+from .steps import inverse_softplus, log_uniform
 
 
 class SelectiveScan(nn.Module):

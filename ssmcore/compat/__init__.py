@@ -12,18 +12,23 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .block import Block
     from .conv import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
     from .finder import install, uninstall
     from .inference import InferenceParams
+    from .language import MambaConfig, MambaLMHeadModel
     from .mamba import Mamba
     from .mamba2 import Mamba2
     from .scan import mamba_inner_fn, selective_scan_fn, selective_state_update
     from .ssd import mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined
 
 _HOMES = {
+    "Block": "block",
     "InferenceParams": "inference",
     "Mamba": "mamba",
     "Mamba2": "mamba2",
+    "MambaConfig": "language",
+    "MambaLMHeadModel": "language",
     "causal_conv1d_fn": "conv",
     "causal_conv1d_update": "conv",
     "causal_conv1d_varlen_states": "conv",
@@ -37,9 +42,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "Block",
     "InferenceParams",
     "Mamba",
     "Mamba2",
+    "MambaConfig",
+    "MambaLMHeadModel",
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",

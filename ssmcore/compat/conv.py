@@ -61,6 +61,21 @@ def causal_conv1d_fn(
     return (y, last) if return_final_states else y
 
 
+def causal_conv1d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: Tensor | None = None,
+    activation: str | None = None,
+    seq_idx: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`causal_conv1d_fn` with its arguments in the order of upstream's reference; shape (b, d, l), raises as that."""
+    given = (initial_states, return_final_states, final_states_out, activation)
+    return causal_conv1d_fn(x, weight, bias, seq_idx, *given)
+
+
 @torch.no_grad()
 def causal_conv1d_update(
     x: Tensor,

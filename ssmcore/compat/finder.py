@@ -17,22 +17,40 @@ VERSIONS = {"causal_conv1d": "1.5.3+ssmcore", "mamba_ssm": "2.3.2+ssmcore"}
 """The versions whose signatures these are, for programs that ask."""
 
 _CONV = {name: f"conv.{name}" for name in ("causal_conv1d_fn", "causal_conv1d_update")}
+# Upstream's references in PyTorch are here what they are references of.
+_CONV_TOO = {"causal_conv1d_ref": "conv.causal_conv1d_ref", "causal_conv1d_update_ref": "conv.causal_conv1d_update"}
 _SCAN = {name: f"scan.{name}" for name in ("selective_scan_fn", "mamba_inner_fn")}
+_SCAN_TOO = {"selective_scan_ref": "scan.selective_scan_fn", "mamba_inner_ref": "scan.mamba_inner_fn"}
 _SSD = {name: f"ssd.{name}" for name in ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined")}
-_STEP = {"selective_state_update": "scan.selective_state_update"}
-_GATED = {"RMSNorm": "norm.RMSNormGated", "rmsnorm_fn": "norm.rmsnorm_fn"}
+_STEP = {name: "scan.selective_state_update" for name in ("selective_state_update", "selective_state_update_ref")}
+_GATED = {"LayerNorm": "norm.LayerNormGated", "RMSNorm": "norm.RMSNormGated", "layernorm_fn": "norm.layernorm_fn",
+          "rmsnorm_fn": "norm.rmsnorm_fn"}  # fmt: skip
+_LANGUAGE = {name: f"language.{name}" for name in ("MambaLMHeadModel", "MixerModel", "create_block")}
+_GENERATION = {name: f"generation.{name}" for name in ("GenerationMixin", "decode", "sample")}
 _NORMS = {name: f"norm.{name}" for name in ("RMSNorm", "layer_norm_fn", "rms_norm_fn")}
 
 MODULES: dict[str, dict[str, str]] = {
     "causal_conv1d": _CONV,
-    "causal_conv1d.causal_conv1d_interface": _CONV,
+    "causal_conv1d.causal_conv1d_interface": {**_CONV, **_CONV_TOO},
     "causal_conv1d.causal_conv1d_varlen": {"causal_conv1d_varlen_states": "conv.causal_conv1d_varlen_states"},
-    "mamba_ssm": {**_SCAN, "Mamba": "mamba.Mamba", "Mamba2": "mamba2.Mamba2"},
+    "mamba_ssm": {
+        **_SCAN,
+        "Mamba": "mamba.Mamba",
+        "Mamba2": "mamba2.Mamba2",
+        "MambaLMHeadModel": "language.MambaLMHeadModel",
+    },
+    "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": {"MambaConfig": "language.MambaConfig"},
+    "mamba_ssm.models.mixer_seq_simple": _LANGUAGE,
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": {"Mamba": "mamba.Mamba"},
+    "mamba_ssm.modules.block": {"Block": "block.Block"},
+    "mamba_ssm.modules.mamba_simple": {"Mamba": "mamba.Mamba", "Block": "block.Block"},
     "mamba_ssm.modules.mamba2": {"Mamba2": "mamba2.Mamba2"},
+    "mamba_ssm.modules.mamba2_simple": {"Mamba2Simple": "mamba2_simple.Mamba2Simple"},
+    "mamba_ssm.modules.mlp": {"GatedMLP": "block.GatedMLP"},
+    "mamba_ssm.modules.ssd_minimal": {"ssd_minimal_discrete": "ssd.ssd_minimal_discrete"},
     "mamba_ssm.ops": {},
-    "mamba_ssm.ops.selective_scan_interface": _SCAN,
+    "mamba_ssm.ops.selective_scan_interface": {**_SCAN, **_SCAN_TOO},
     "mamba_ssm.ops.triton": {},
     "mamba_ssm.ops.triton.layer_norm": _NORMS,
     "mamba_ssm.ops.triton.layernorm": _NORMS,
@@ -40,7 +58,8 @@ MODULES: dict[str, dict[str, str]] = {
     "mamba_ssm.ops.triton.selective_state_update": _STEP,
     "mamba_ssm.ops.triton.ssd_combined": _SSD,
     "mamba_ssm.utils": {},
-    "mamba_ssm.utils.generation": {"InferenceParams": "inference.InferenceParams"},
+    "mamba_ssm.utils.generation": {**_GENERATION, "InferenceParams": "inference.InferenceParams"},
+    "mamba_ssm.utils.hf": {name: f"language.{name}" for name in ("load_config_hf", "load_state_dict_hf")},
 }
 """What each module offers: its names, and where in ssmcore.compat they are."""
 

@@ -57,6 +57,8 @@ class CachesStates:
             ssm_state.zero_()
         return conv_state, ssm_state
 
-    def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype=None) -> tuple[Tensor, Tensor]:
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype=None, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Zeros for the two states, (b, ...)."""
         raise NotImplementedError

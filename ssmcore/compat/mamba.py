@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import at_least_float32
-from ..mixers.mamba import inverse_softplus, log_uniform
+from ..steps import inverse_softplus, log_uniform
 from .conv import causal_conv1d_fn, causal_conv1d_update
 from .inference import CachesStates, InferenceParams
 from .scan import mamba_inner_fn, selective_scan_fn, selective_state_update
@@ -127,8 +127,13 @@ class Mamba(CachesStates, nn.Module):
         y = selective_state_update(ssm_state, u, dt, A, B, C, self.D, z, self.dt_proj.bias, dt_softplus=True)
         return self.out_proj(y)[:, None], conv_state, ssm_state
 
-    def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype=None) -> tuple[Tensor, Tensor]:
-        """Zeros: the convolution's state (b, d, d_conv) and the scan's (b, d, d_state). Raises nothing."""
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype=None, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Zeros: the convolution's state (b, d, d_conv) and the scan's (b, d, d_state).
+
+        Raises nothing; max_seqlen and what comes after dtype are not used, as upstream.
+        """
         conv, dt = self.conv1d.weight, self.dt_proj.weight
         return (
             torch.zeros(batch_size, self.d_inner, self.d_conv, device=conv.device, dtype=dtype or conv.dtype),

@@ -6,13 +6,15 @@
 For new work there is `ssmcore.create_mixer("mamba2", ...)`. Source: Dao & Gu 2024, Transformers are SSMs, sec. 7.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import at_least_float32
-from ..mixers.mamba import inverse_softplus, log_uniform
-from .conv import causal_conv1d_update
+from ..steps import inverse_softplus, log_uniform
+from .conv import causal_conv1d_update, causal_conv1d_varlen_states
 from .inference import CachesStates, InferenceParams
 from .norm import RMSNormGated
 from .scan import selective_state_update
@@ -103,30 +105,40 @@ class Mamba2(CachesStates, nn.Module):
             ValueError: A shape disagrees, a later call brings several tokens, or the module has no layer_idx.
         """
         x = u if seqlen is None else u.unflatten(0, (-1, seqlen))
-        if cu_seqlens is not None and seq_idx is None:
-            lengths = torch.diff(cu_seqlens.long())
-            seq_idx = torch.repeat_interleave(torch.arange(len(lengths), device=u.device), lengths)[None]
         if inference_params is None:
-            y, _ = self._whole(self.in_proj(x), seq_idx)
+            packed = seq_idx is None and cu_seqlens is not None
+            y, _ = self._whole(self.in_proj(x), _index(cu_seqlens) if packed else seq_idx)
+        elif seq_idx is None:
+            y = self._with_states(x, cu_seqlens, inference_params)
         else:
-            y = self._with_states(x, seq_idx, inference_params)
+            raise ValueError("Mamba2: with inference_params packed sequences are given by cu_seqlens, not by seq_idx")
         return y if seqlen is None else y.flatten(0, 1)
 
-    def _with_states(self, x: Tensor, seq_idx: Tensor | None, inference_params: InferenceParams) -> Tensor:
-        if seq_idx is not None:
-            raise ValueError("Mamba2: packed sequences cannot go with inference_params, expected seq_idx=None")
-        conv_state, ssm_state = self._get_states_from_cache(inference_params, x.shape[0])
+    def _with_states(self, x: Tensor, cu_seqlens: Tensor | None, inference_params: InferenceParams) -> Tensor:
+        """A prompt, or with `cu_seqlens` several, whose states are then a batch; or a token."""
+        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        conv_state, ssm_state = self._get_states_from_cache(inference_params, rows)
         if inference_params.seqlen_offset > 0:
             return self.step(x, conv_state, ssm_state)[0]
         zxbcdt = self.in_proj(x)
-        u = self._split(zxbcdt)[3].transpose(1, 2)
-        conv_state.copy_(F.pad(u, (self.d_conv - u.shape[2], 0)))
-        y, last = self._whole(zxbcdt, None)
-        ssm_state.copy_(last)
-        return y
+        u = self._split(zxbcdt)[3]
+        if cu_seqlens is None:
+            conv_state.copy_(F.pad(u.transpose(1, 2), (self.d_conv - u.shape[1], 0)))
+            y, last = self._whole(zxbcdt, None)
+            ssm_state.copy_(last)
+            return y
+        if x.shape[0] != 1:
+            raise ValueError(f"Mamba2: cu_seqlens needs one packed row, (1, l, d_model), got u of {x.shape[0]} rows")
+        conv_state.copy_(causal_conv1d_varlen_states(u[0], cu_seqlens, self.d_conv))
+        outputs = []
+        for i, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
+            y, last = self._whole(zxbcdt[:, start:stop], None)
+            ssm_state[i : i + 1].copy_(last)
+            outputs.append(y)
+        return torch.cat(outputs, 1)
 
-    def _whole(self, zxbcdt: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The output, (b, l, d_model), and the last state, (b, h, headdim, d_state)."""
+    def _whole(self, zxbcdt: Tensor, seq_idx: Tensor | None, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The output, (b, l, d_model), and the last state, shape of `first`, (b, h, headdim, d_state)."""
         y, last = mamba_split_conv1d_scan_combined(
             zxbcdt,
             self.conv1d.weight[:, 0],
@@ -135,6 +147,7 @@ class Mamba2(CachesStates, nn.Module):
             self._A(),
             self._D(),
             self.chunk_size,
+            initial_states=first,
             seq_idx=seq_idx,
             dt_limit=self.dt_limit,
             return_final_states=True,
@@ -176,8 +189,13 @@ class Mamba2(CachesStates, nn.Module):
         y = torch.cat([F.silu(gate0) * side0, y], 1) if self.d_mlp else y
         return self.out_proj(y.to(self.out_proj.weight.dtype))[:, None], conv_state, ssm_state
 
-    def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype=None) -> tuple[Tensor, Tensor]:
-        """Zeros: the convolution's state (b, c, d_conv) and the scan's (b, h, headdim, d_state). Raises nothing."""
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype=None, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Zeros: the convolution's state (b, c, d_conv) and the scan's (b, h, headdim, d_state).
+
+        Raises nothing; max_seqlen and what comes after dtype are not used, as upstream.
+        """
         conv, first = self.conv1d.weight, self.in_proj.weight
         shape = (batch_size, self.nheads, self.headdim, self.d_state)
         return (
@@ -194,3 +212,9 @@ class Mamba2(CachesStates, nn.Module):
     def _split(self, zxbcdt: Tensor) -> tuple[Tensor, ...]:
         widths = [self.d_mlp, self.d_mlp, self.d_ssm, self.conv1d.weight.shape[0], self.nheads]
         return zxbcdt.split(widths, dim=-1)
+
+
+def _index(cu_seqlens: Tensor) -> Tensor:
+    """The sequence of each token, shape (1, l), of bounds (r + 1,)."""
+    lengths = torch.diff(cu_seqlens.long())
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)[None]

@@ -117,6 +117,28 @@ def _check_scan(op, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_s
     return None if seq_idx is None else rows_of_index(op, seq_idx, b, l)
 
 
+def ssd_minimal_discrete(
+    X: Tensor, A: Tensor, B: Tensor, C: Tensor, block_len: int, initial_states: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The scan of steps that are discretised already, as upstream's teaching code writes it; any length.
+
+    Args:
+        X: Input times step, shape (b, l, h, p).
+        A: Log decay of each step, shape (b, l, h).
+        B: Shape (b, l, h, n).
+        C: Shape (b, l, h, n).
+        block_len: Upstream's tokens a block, a matter of speed; ours chooses its own.
+        initial_states: Shape (b, 1, h, p, n) or (b, h, p, n).
+    Returns:
+        y, shape (b, l, h, p), and the last states, shape (b, h, p, n).
+    Raises:
+        ValueError: A shape, dtype or device is wrong.
+    """
+    state = None if initial_states is None else initial_states.reshape(-1, *initial_states.shape[-3:]).transpose(2, 3)
+    y, last = _scan((C, B, X, A), state, None)
+    return y, last.transpose(2, 3)
+
+
 def mamba_split_conv1d_scan_combined(
     zxbcdt: Tensor,
     conv1d_weight: Tensor,

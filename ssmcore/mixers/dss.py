@@ -20,9 +20,9 @@ from ..functional import at_least_float32, damped_modes, fft_conv
 from ..hippo import s4d_legs
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
+from ..steps import log_uniform
 from .dense_lti import complex_of
 from .diagonal_lti import Diagonal, diagonal_kernel, run_diagonal
-from .mamba import log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)

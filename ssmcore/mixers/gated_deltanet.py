@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..array_types import Float, Tokens
 from ..functional import at_least_float32
 from ..mixer import ParamSpec
+from ..steps import inverse_softplus, log_uniform
 from .deltanet import DeltaConfig, DeltaNet
-from .mamba import inverse_softplus, log_uniform
 from .matrix_memory import wide_linear
 
 

@@ -18,9 +18,9 @@ from ..functional import at_least_float32
 from ..hippo import s4d_lin
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
+from ..steps import log_uniform
 from .dense_lti import complex_of
 from .diagonal_lti import Diagonal, run_diagonal
-from .mamba import log_uniform
 from .short_conv import ShortConv
 
 

@@ -20,8 +20,8 @@ from ..functional import at_least_float32
 from ..hippo import hippo
 from ..mixer import Context, ParamSpec
 from ..state import State
+from ..steps import log_uniform
 from .channel_lti import ChannelLti, Discrete
-from .mamba import log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)

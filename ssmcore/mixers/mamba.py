@@ -22,6 +22,7 @@ from ..discretization import Rule
 from ..functional import at_least_float32, causal_conv1d, selective_scan
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
+from ..steps import inverse_softplus, log_uniform
 from .short_conv import ShortConv
 
 
@@ -202,17 +203,3 @@ def _each(maps: Sequence[nn.Linear], x: Float[Tensor, "k b l c"]) -> Float[Tenso
 def _side_by_side(x: Float[Tensor, "k b l d"]) -> Tokens:
     """The channels of k sequences one after the other, (b, l, k d)."""
     return x.movedim(0, 2).flatten(2)
-
-
-def log_uniform(d: int, low: float, high: float) -> Tensor:
-    """d random steps between `low` and `high`, evenly spread on a log scale, shape (d,).
-
-    Raises:
-        ValueError: Not 0 < low <= high.
-    """
-    return (torch.rand(d) * (math.log(high) - math.log(low)) + math.log(low)).exp()
-
-
-def inverse_softplus(y: Tensor) -> Tensor:
-    """x with softplus(x) = y, for y > 0, any shape. Raises nothing."""
-    return y + torch.log(-torch.expm1(-y))

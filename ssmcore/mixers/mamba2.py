@@ -18,7 +18,7 @@ from ..array_types import Float, TimeSteps, Tokens
 from ..functional import at_least_float32, chunked_scan
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
-from .mamba import inverse_softplus, log_uniform
+from ..steps import inverse_softplus, log_uniform
 from .short_conv import ShortConv
 
 

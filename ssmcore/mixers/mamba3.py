@@ -24,7 +24,7 @@ from ..blocks import RMSNorm
 from ..functional import at_least_float32, chunked_scan, linear_recurrence
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
-from .mamba import inverse_softplus, log_uniform
+from ..steps import inverse_softplus, log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)

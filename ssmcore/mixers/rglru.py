@@ -19,7 +19,7 @@ from ..array_types import Float, Tokens
 from ..functional import at_least_float32, linear_recurrence
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
-from .mamba import inverse_softplus
+from ..steps import inverse_softplus
 from .short_conv import ShortConv
 
 

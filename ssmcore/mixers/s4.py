@@ -31,9 +31,9 @@ from ..discretization import discretize_dense
 from ..functional import at_least_float32
 from ..hippo import fout_dplr, legs_dplr
 from ..mixer import ParamSpec
+from ..steps import log_uniform
 from .channel_lti import ChannelLti, Discrete
 from .dense_lti import complex_of
-from .mamba import log_uniform
 
 ALIAS = 1e-11
 """How much of a tap that wraps around is left: with it, aliasing and rounding are equally small in double precision."""

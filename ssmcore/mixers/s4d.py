@@ -21,8 +21,8 @@ from ..functional import at_least_float32
 from ..hippo import s4d_poles
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
+from ..steps import log_uniform
 from .diagonal_lti import Diagonal, diagonal_kernel, run_diagonal
-from .mamba import log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)

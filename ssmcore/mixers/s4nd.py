@@ -22,8 +22,8 @@ from ..functional import at_least_float32, damped_modes, fft_conv
 from ..hippo import s4d_poles
 from ..mixer import Context, Mixer, ParamSpec
 from ..state import State
+from ..steps import log_uniform
 from .dense_lti import complex_of
-from .mamba import log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from ..discretization import discretize_diagonal
 from ..functional import at_least_float32
 from ..hippo import legs_dplr
 from ..mixer import ParamSpec
+from ..steps import log_uniform
 from .dense_lti import DenseLti, complex_of
-from .mamba import log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from ssmcore.compat import (
     selective_scan_fn,
     selective_state_update,
 )
+from ssmcore.compat.conv import causal_conv1d_ref
+from ssmcore.compat.ssd import ssd_minimal_discrete
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -44,6 +46,12 @@ class TestConvolution:
         torch.testing.assert_close(y, conv_loop(x, weight, bias, before))
         torch.testing.assert_close(last, x[:, :, -3:])
         assert last is kept
+
+    def test_the_order_of_upstreams_reference(self):
+        x, weight, bias, before = normal(2, 3, 9), normal(3, 4, seed=1), normal(3, seed=2), normal(2, 3, 3, seed=3)
+        y, last = causal_conv1d_ref(x, weight, bias, before, True)
+        torch.testing.assert_close(y, conv_loop(x, weight, bias, before))
+        torch.testing.assert_close(last, x[:, :, -3:])
 
     def test_packed(self):
         x, weight, bias = normal(2, 3, 9), normal(3, 4, seed=1), normal(3, seed=2)
@@ -291,6 +299,18 @@ class TestChunkedScan:
             expected, last = self.loop(x[:, cut], dt[:, cut], A, B[:, cut], C[:, cut], zero)
             torch.testing.assert_close(y[:, cut], expected)
             torch.testing.assert_close(each[i : i + 1], last)
+
+    def test_what_upstream_teaches_with(self):
+        x, _, _, B, C = self.arguments(g=4)
+        log_decay, state = -normal(2, 11, 4, seed=1).abs(), normal(2, 4, 3, 5, seed=5)
+        y, last = ssd_minimal_discrete(x, log_decay, B, C, 4, initial_states=state[:, None])
+        outputs = []
+        for t in range(11):
+            kv = x[:, t, :, :, None] * B[:, t, :, None, :]
+            state = log_decay[:, t].exp()[..., None, None] * state + kv
+            outputs.append((state * C[:, t, :, None, :]).sum(3))
+        torch.testing.assert_close(y, torch.stack(outputs, 1))
+        torch.testing.assert_close(last, state)
 
 
 class TestBadInput:

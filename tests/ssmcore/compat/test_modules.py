@@ -5,6 +5,7 @@ import torch
 
 from ssmcore import create_mixer
 from ssmcore.compat import InferenceParams, Mamba, Mamba2
+from ssmcore.compat.mamba2_simple import Mamba2Simple
 
 MAMBA_KEYS = {"A_log", "D", "in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight",
               "dt_proj.bias", "out_proj.weight"}  # fmt: skip
@@ -77,6 +78,50 @@ def test_packed_sequences_and_flat_tokens():
     torch.testing.assert_close(module(x, cu_seqlens=torch.tensor([0, 4, 9])), separate)
     both = torch.randn(2, 5, 16)
     torch.testing.assert_close(module(both.flatten(0, 1), seqlen=5), module(both).flatten(0, 1))
+
+
+@torch.no_grad()
+def test_prompts_that_are_packed():
+    """Three prompts in a row, one of them empty; then a token for each."""
+    module, x = MODULES["mamba2"](layer_idx=0), torch.randn(1, 9, 16)
+    params = InferenceParams(max_seqlen=10, max_batch_size=3)
+    y = module(x, cu_seqlens=torch.tensor([0, 4, 4, 9]), inference_params=params)
+    torch.testing.assert_close(y, torch.cat([module(x[:, :4]), module(x[:, 4:])], 1))
+    params.seqlen_offset, new = 5, torch.randn(3, 1, 16)
+    y = module(new, inference_params=params)
+    for i, before in enumerate((x[:, :4], x[:, :0], x[:, 4:])):
+        expected = module(torch.cat([before, new[i : i + 1]], 1))[:, -1:]
+        torch.testing.assert_close(y[i : i + 1], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="packed sequences are given by cu_seqlens"):
+        module(x, seq_idx=torch.zeros(1, 9, dtype=torch.int32), inference_params=params)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_states_are_allocated_and_zeroed_as_upstream(name):
+    module, params = MODULES[name](layer_idx=1), InferenceParams(8, 2)
+    states = module.allocate_inference_cache(2, 8, dtype=torch.float64, something="else")
+    assert {t.dtype for t in states} == {torch.float64}
+    params.key_value_memory_dict[1] = tuple(t + 1 for t in states)
+    assert all((t == 1).all() for t in module._get_states_from_cache(params, 2))
+    assert all((t == 0).all() for t in module._get_states_from_cache(params, 2, initialize_states=True))
+
+
+def test_simple_mamba2_has_a_first_state():
+    options = dict(d_state=8, headdim=8, ngroups=2)
+    simple, x = Mamba2Simple(16, learnable_init_states=True, **options), torch.randn(2, 9, 16)
+    module = Mamba2(16, **options)
+    module.load_state_dict({k: v for k, v in simple.state_dict().items() if k != "init_states"})
+    torch.testing.assert_close(simple(x), module(x))
+    assert simple.init_states._no_weight_decay
+    torch.nn.init.normal_(simple.init_states)
+    y = simple(x, seq_idx=torch.tensor([[0] * 4 + [1] * 5] * 2))
+    torch.testing.assert_close(y[:, :4], simple(x[:, :4]))
+    torch.testing.assert_close(y[:, 4:], module(x[:, 4:]))
+    assert (simple(x) - module(x)).abs().max() > 1e-3
+    simple(x).sum().backward()
+    assert simple.init_states.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="activation='relu'"):
+        Mamba2Simple(16, headdim=8, activation="relu")
 
 
 @pytest.mark.parametrize("name", MODULES)
