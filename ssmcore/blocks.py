@@ -78,6 +78,8 @@ class BatchNorm(nn.BatchNorm1d):
     Source: Ioffe & Szegedy 2015, as S4 and S5 use it for Long Range Arena.
     """
 
+    running_mean: Tensor
+
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Normalise, shape (..., d). Raises nothing."""
         with torch.autocast(x.device.type, enabled=False):
