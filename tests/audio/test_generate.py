@@ -96,9 +96,9 @@ def test_one_sentence_for_what_cannot_be_done(checkpoint, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     words, text = REFUSED[case]
     assert run(checkpoint, *words) == 2
-    error = capsys.readouterr().err
-    assert text in error
-    assert len(error.strip().splitlines()) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if "no C compiler was found" not in line]  # a warning of its own, where it is true
+    assert len(lines) == 1 and text in lines[0]
     assert not list(tmp_path.iterdir())
 
 
