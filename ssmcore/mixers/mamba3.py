@@ -139,7 +139,8 @@ class Mamba3(Mixer):
             ctx,
         )
         z = at_least_float32(z).unflatten(-1, (self.num_heads, -1))
-        y = self.read(sum(y.chunk(2, 2)), v, z).flatten(-2).to(x.dtype)
+        early, later = y.chunk(2, 2)
+        y = self.read(early + later, v, z).flatten(-2).to(x.dtype)
         return self.out_proj(y), {"ssm": sum(ssm.chunk(2, 1)), "k": k_last, "v": v_last, "angle": turned}
 
     def scan(
