@@ -7,9 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
-
 from ssmcore.engine import RunSettings, cli, fit, load_weights, make_run_dir
 from ssmcore.engine.folder import BEST_FILE
 from ssmcore.engine.run import Outcome
@@ -59,12 +56,12 @@ def opened(config: Any, name: str) -> Path:
 
 
 def trained(
-    task: pl.LightningModule,
+    task: Any,
     train: Any,
     validation: Any,
     settings: RunSettings,
     folder: Path,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Any] = (),
 ) -> Trained:
     """Train, or go on, and put the best weights into `task.model`, in evaluation mode. No shapes.
 
