@@ -22,10 +22,16 @@ class LinearSSMConfig:
     """Stretches of the training part that choose the ridge strength together with the validation part, by squared error
     of forecasts that have not seen them; 0 leaves the choice to the validation part and `select`."""
     select: Literal["mae", "mse"] = "mae"
-    """Validation score that chooses the strength without folds, and whether a cycle, covariates and least absolute
-    errors are taken. The absolute error is less swayed by a few wild days."""
+    """Validation score that chooses the strength without folds, and whether a cycle and covariates are taken. The
+    absolute error is less swayed by a few wild days."""
     median: bool = True
     """Try a read-out of least absolute errors too, by gradient from the ridge solution (timeseries.train)."""
+    own: bool = True
+    """Try one more that each series has for itself and that moves with the hour, from that of least absolute errors;
+    for at most 32 series. The mean of those read-outs is taken that is best on the validation part (timeseries.train).
+    """
+    mean_by: Literal["both", "mae", "mse"] = "both"
+    """What is best there; both is the product of squared and absolute error, as tables show the two."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,20 @@ class Covariates:
         known = np.concatenate([*waves, named[:, : len(self.known)]], 1)
         return torch.from_numpy(known), torch.from_numpy(np.nan_to_num(named))
 
+    def clock(self, known: Tensor) -> Tensor:
+        """Cosines and sines of the first two harmonics of the shortest cycle.
+
+        Args:
+            known: From `tables`, shape (t, q).
+        Returns:
+            Shape (t, m), m up to 4, or 0 without a cycle.
+        """
+        if not self.harmonics:
+            return known[:, :0]
+        period, count = self.harmonics[0]
+        sines = min(2, count, (period - 1) // 2)
+        return torch.cat([known[:, : min(2, count)], known[:, count : count + sines]], 1)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

@@ -1,6 +1,7 @@
 """One run of `python -m timeseries.train`, once the data are known to be good: fit, score, draw, save."""
 
 import csv
+import itertools
 import math
 import time
 from copy import deepcopy
@@ -18,10 +19,11 @@ from .config import TrainConfig
 from .covariates import Covariates
 from .data import Split, Table, standardize
 from .forecaster import Forecaster
-from .metrics import Method, Scores, naive, score, seasonal_naive
+from .metrics import Method, Scores, naive, score, score_means, seasonal_naive
 from .models.known_effect import KnownEffect
 from .models.linear_ssm import LinearSSM, default_poles
-from .models.median import fit_median
+from .models.median import WhiteRows, fit_median
+from .models.own_read_out import MOST_SERIES, OwnReadOut, average, fit_own_read_out
 from .models.ridge import RidgeReport, fit_linear_ssm
 
 
@@ -122,7 +124,7 @@ class Experiment:
         """
         # What is known is on both sides of the difference: series by series, it need not be put back.
         bare = self.values - forecaster.effect(self.known)
-        method = partial(forecaster.bare, inputs=self.inputs)
+        method = partial(forecaster.bare, inputs=self.inputs, clock=self.covariates.clock(self.known))
         return score(method, bare, origins, self.config.prediction_length, together=forecaster.together)
 
     def _parts(self) -> dict[str, tuple[int, int]]:
@@ -142,7 +144,7 @@ class Experiment:
             effect=self.effect,
         )
 
-    def _fit_linear(self) -> tuple[LinearSSM, RidgeReport]:
+    def _fit_linear(self) -> tuple[LinearSSM | OwnReadOut, RidgeReport]:
         """Without and with the effect of what is known, then by absolute errors: the unseen validation part decides."""
         options, started = self.config.linear, time.monotonic()
         train = self._origins("train")
@@ -159,7 +161,7 @@ class Experiment:
             if math.isinf(report.strengths[report.chosen]) and not self.covariates.known:
                 break  # the folds say that nothing can be learned: one validation part shall not overrule them
         report, linear, self.effect = min(tried, key=lambda found: getattr(found[0], options.select)[found[0].chosen])
-        linear, loss = self._choose_median(linear, report)
+        chosen, loss = self._best_mean(self._members(linear, report))
         ridge = report.strengths[report.chosen]
         choice = "the naive forecast" if math.isinf(ridge) else f"ridge {ridge:.3g}"
         known = "with" if self.effect.weight.any() else "without"
@@ -167,10 +169,10 @@ class Experiment:
             f"LinearSSM: {len(linear.angles)} poles, {choice} by "
             f"{f'{folds} folds and validation' if folds else f'validation {options.select}'}, "
             f"{known} {self._named()}, {loss} by validation {options.select} "
-            f"(least squares: validation MSE {report.mse[report.chosen]:.4f}, MAE {report.mae[report.chosen]:.4f}), "
+            f"(least squares alone: MSE {report.mse[report.chosen]:.4f}, MAE {report.mae[report.chosen]:.4f}), "
             f"{time.monotonic() - started:.1f} s"
         )
-        return linear, report
+        return chosen, report
 
     def _fit_read_out(self, linear: LinearSSM, effect: KnownEffect, folds: int) -> RidgeReport:
         return fit_linear_ssm(
@@ -183,16 +185,41 @@ class Experiment:
             folds=folds,
         )
 
-    def _choose_median(self, linear: LinearSSM, report: RidgeReport) -> tuple[LinearSSM, str]:
-        """The read-out of least squares or that of least absolute errors, and its name."""
+    def _members(self, linear: LinearSSM, report: RidgeReport) -> dict[str, LinearSSM | OwnReadOut]:
+        """The read-out of least squares, and those of least absolute errors that go on from it."""
         options = self.config.linear
+        members: dict[str, LinearSSM | OwnReadOut] = {"least squares": linear}
         if options.median and math.isfinite(report.strengths[report.chosen]):
+            bare = self.values - self.effect(self.known)
             median = deepcopy(linear)
-            fit_median(median, self.values - self.effect(self.known), self._origins("train"))
-            scores = self.score(self._forecaster(median), self._origins("validation"))
-            if getattr(scores, options.select) < getattr(report, options.select)[report.chosen]:
-                return median, f"least absolute errors (validation MSE {scores.mse:.4f}, MAE {scores.mae:.4f})"
-        return linear, "least squares"
+            rows = WhiteRows.of(median, bare, self._origins("train"))
+            fit_median(median, rows)
+            members["least absolute errors"] = median
+            alone = self.config.model == "linear_ssm"  # a network goes on from one read-out for all series
+            if options.own and alone and len(self.values) <= MOST_SERIES:
+                clock = self.covariates.clock(self.known)
+                members["each series' own, by the hour"] = fit_own_read_out(median, rows, clock)
+        return members
+
+    def _best_mean(self, members: dict[str, LinearSSM | OwnReadOut]) -> tuple[LinearSSM | OwnReadOut, str]:
+        """The mean of one or more read-outs that is best on the validation part, and its name."""
+        names, bare, clock = list(members), self.values - self.effect(self.known), self.covariates.clock(self.known)
+        subsets = [names for n in range(len(names)) for names in itertools.combinations(range(len(members)), n + 1)]
+        methods = [
+            partial(self._forecaster(member).bare, inputs=self.inputs, clock=clock) for member in members.values()
+        ]
+        together = any(isinstance(member, OwnReadOut) for member in members.values())
+        horizon = self.config.prediction_length
+        scores = score_means(methods, subsets, bare, self._origins("validation"), horizon, together=together)
+        best = min(range(len(subsets)), key=lambda i: getattr(scores[i], self.config.linear.mean_by))
+        chosen = [names[i] for i in subsets[best]]
+        with (self.run_dir / "read_outs.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["mean_of", "val_mse", "val_mae", "chosen"])
+            for i, (subset, result) in enumerate(zip(subsets, scores, strict=True)):
+                writer.writerow([" + ".join(names[j] for j in subset), result.mse, result.mae, int(i == best)])
+        text = f"{' and '.join(chosen)} (validation MSE {scores[best].mse:.4f}, MAE {scores[best].mae:.4f})"
+        return average([members[name] for name in chosen]), text
 
     def _named(self) -> str:
         cycles = [f"a cycle of {period}" for period, _ in self.covariates.harmonics]

@@ -17,6 +17,7 @@ from .data import Scaler
 from .errors import DataError
 from .models.known_effect import KnownEffect
 from .models.linear_ssm import LinearSSM
+from .models.own_read_out import OwnReadOut
 
 MEMORY, FEWEST = 2000, 30
 """Errors a step that intervals are made of, at most and at least."""
@@ -27,7 +28,7 @@ class Forecaster:
     """Forecasts in the units of the file."""
 
     model: nn.Module
-    """LinearSSM or WindowForecaster, in standard units, of series less the effect of what is known."""
+    """LinearSSM, OwnReadOut or WindowForecaster, in standard units, of series less the effect of what is known."""
     name: str
     """As --model of timeseries.train."""
     scaler: Scaler
@@ -49,14 +50,17 @@ class Forecaster:
     @property
     def note(self) -> dict[str, Any]:
         """What has to be known, besides the tensors, to build this again."""
-        network = None
-        if not isinstance(self.model, LinearSSM):
+        network = own = None
+        if isinstance(self.model, OwnReadOut):
+            own = {"series": len(self.model.own), "clock": len(self.model.moving)}
+        elif not isinstance(self.model, LinearSSM):
             network = {"config": asdict(self.model.config), "alone": self.model.alone}
         return {
             "model": self.name,
             "prediction_length": self.linear.prediction_length,
             "context_length": self.linear.context_length,
             "network": network,
+            "own": own,
             "columns": list(self.columns),
             "offset": self.offset,
             "mean": self.scaler.mean.tolist(),
@@ -65,16 +69,21 @@ class Forecaster:
             "effect": self.effect.weight.tolist(),
         }
 
-    def bare(self, values: Tensor, inputs: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    def bare(
+        self, values: Tensor, inputs: Tensor | None = None, clock: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """Forecasts of series less the effect of what is known, from many points of them.
 
         Args:
             values: Series from their first value on, in standard units less the effect, NaN where missing, float64,
-                shape (c, t): some of the series, where a network does not mix them.
+                shape (c, t): some of the series, unless `together`.
             inputs: Named covariates, shape (t, k); None without any.
+            clock: Of every row, as `Covariates.clock` gives it, shape (t, m); OwnReadOut needs it.
         Returns:
             A function of origins (last rows seen), int64, shape (o,), that gives forecasts (c, o, h) of the same kind.
         """
+        if isinstance(self.model, OwnReadOut):
+            return self.model.from_origins(values, clock)
         if isinstance(self.model, LinearSSM):
             features, last, _ = self.model.features(values)
             return lambda origins: self.model.read_out(features[:, origins], last[:, origins])
@@ -99,7 +108,8 @@ class Forecaster:
         """
 
         def begin(values: Tensor) -> Callable[[Tensor], Tensor]:
-            forecast = self.bare(values - self.effect(known)[:, : values.shape[1]], inputs)
+            bare = values - self.effect(known)[:, : values.shape[1]]
+            forecast = self.bare(bare, inputs, self.covariates.clock(known))
             horizon = self.linear.prediction_length
             return lambda origins: forecast(origins) + self.effect.ahead(known, origins, horizon)
 
@@ -107,8 +117,10 @@ class Forecaster:
 
     @property
     def together(self) -> bool:
-        """Whether the network has to see all series at once."""
-        return self.name == "s_mamba" or getattr(getattr(self.model, "config", None), "channels", "") == "together"
+        """Whether the model has to see all series at once."""
+        if isinstance(self.model, OwnReadOut) or self.name == "s_mamba":
+            return True
+        return getattr(getattr(self.model, "config", None), "channels", "") == "together"
 
     def predict(self, values: np.ndarray, known: Tensor, inputs: Tensor) -> np.ndarray:
         """What follows the last row.
@@ -140,18 +152,18 @@ class Forecaster:
         Returns:
             float64, shape (n, h, c), rising in n; None where the past has the outcome of too few forecasts.
         """
-        horizon, linear = self.linear.prediction_length, isinstance(self.model, LinearSSM)
+        horizon, linear = self.linear.prediction_length, isinstance(self.model, LinearSSM | OwnReadOut)
         memory = MEMORY if linear else MEMORY // 10  # a network is run once a forecast
         past = torch.from_numpy(self.scaler.transform(values).T.copy())
         first = max(len(values) - memory - horizon, (self.linear.context_length or 1) - 1)
         origins = torch.arange(first, len(values))
         if len(origins) < horizon + FEWEST:
             return None
-        effect = self.effect(known)
+        effect, clock = self.effect(known), self.covariates.clock(known)
         past = past - effect[:, : len(values)]
         with torch.no_grad():
             parts = past.split(len(past) if self.together else 1)
-            made = torch.cat([self.bare(row, inputs)(origins) for row in parts])[None]
+            made = torch.cat([self.bare(row, inputs, clock)(origins) for row in parts])[None]
         errors = recent_errors(past[None], made, min(memory, len(origins) - horizon))
         unknown = Calibration(
             sketch=torch.zeros(100, horizon).double(), inflation=torch.ones(horizon).double(), memory=0
@@ -181,7 +193,8 @@ class Forecaster:
         tensors, note = load_weights(path)
         if "prediction_length" not in note:
             raise ValueError(f"Forecaster.load: {path} was not written by timeseries.train")
-        prefix = "" if note["network"] is None else "linear."
+        own = note.get("own")
+        prefix = "" if note["network"] is None and own is None else "linear."
         poles = (tensors[prefix + "time_constants"], tensors[prefix + "angles"])
         model: nn.Module = LinearSSM(note["prediction_length"], *poles, context_length=note["context_length"])
         covariates = Covariates.from_dict(note["covariates"])
@@ -191,6 +204,8 @@ class Forecaster:
             config = read_config(note["model"], note["network"]["config"])
             alone = note["network"]["alone"]
             model = WindowForecaster(model, MIXERS[note["model"]], config, inputs=covariates.inputs, alone=alone)
+        if own is not None:
+            model = OwnReadOut(model, own["series"], own["clock"])
         effect = KnownEffect(len(note["effect"]), len(note["columns"]))
         effect.weight.copy_(torch.tensor(note["effect"], dtype=torch.float64).view_as(effect.weight))
         model.load_state_dict(tensors)

@@ -3,7 +3,7 @@
 MSE, MAE: mean over windows x steps x series of the values that were observed, in standard units.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,11 @@ class Scores:
     windows: int
     """Origins that counted."""
 
+    @property
+    def both(self) -> float:
+        """Product of the two: what is gained in one may be lost in the other by the same part."""
+        return self.mse * self.mae
+
 
 def score(
     method: Method, values: Tensor, origins: range, horizon: int, *, block: int = 512, together: bool = False
@@ -45,27 +50,56 @@ def score(
     Raises:
         ValueError: No observed value to compare with.
     """
+    return score_means([method], [(0,)], values, origins, horizon, block=block, together=together)[0]
+
+
+def score_means(
+    methods: Sequence[Method],
+    subsets: Sequence[Sequence[int]],
+    values: Tensor,
+    origins: range,
+    horizon: int,
+    *,
+    block: int = 512,
+    together: bool = False,
+) -> list[Scores]:
+    """The same for means of forecasts, each of which is made once.
+
+    Args:
+        methods: Make the forecasts.
+        subsets: Which of them a mean is of.
+        values, origins, horizon, block, together: As in `score`.
+    Returns:
+        The scores of every mean.
+    Raises:
+        ValueError: No observed value to compare with.
+    """
     rows = torch.arange(origins.start, origins.stop)
-    squared, absolute = torch.zeros(horizon, dtype=torch.float64), torch.zeros(horizon, dtype=torch.float64)
+    squared, absolute = (torch.zeros(len(subsets), horizon, dtype=torch.float64) for _ in range(2))
     count = torch.zeros(horizon, dtype=torch.float64)
     for series in values.split(len(values) if together else 1):
-        forecast, targets = method(series), series[:, 1:].unfold(1, horizon, 1)
+        begun, targets = [method(series) for method in methods], series[:, 1:].unfold(1, horizon, 1)
         for part in rows.split(block):
             truth = targets[:, part].double()
             present = ~truth.isnan()
-            error = torch.where(present, forecast(part).double() - truth, 0.0)
-            squared += error.square().sum((0, 1))
-            absolute += error.abs().sum((0, 1))
+            errors = [torch.where(present, forecast(part).double() - truth, 0.0) for forecast in begun]
             count += present.sum((0, 1))
+            for i, subset in enumerate(subsets):
+                error = sum(errors[j] for j in subset) / len(subset)
+                squared[i] += error.square().sum((0, 1))
+                absolute[i] += error.abs().sum((0, 1))
     if not count.sum():
         raise ValueError(f"score: rows {origins.start + 1} to {origins.stop + horizon - 1} hold no observed value")
-    return Scores(
-        mse=float(squared.sum() / count.sum()),
-        mae=float(absolute.sum() / count.sum()),
-        mse_by_step=squared / count.clamp_min(1),
-        mae_by_step=absolute / count.clamp_min(1),
-        windows=len(rows),
-    )
+    return [
+        Scores(
+            mse=float(square.sum() / count.sum()),
+            mae=float(size.sum() / count.sum()),
+            mse_by_step=square / count.clamp_min(1),
+            mae_by_step=size / count.clamp_min(1),
+            windows=len(rows),
+        )
+        for square, size in zip(squared, absolute, strict=True)
+    ]
 
 
 def naive(values: Tensor, horizon: int) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,6 @@
 
 import csv
 from dataclasses import replace
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -12,34 +11,22 @@ from timeseries.backtesting import DECILES, Backtest
 from timeseries.leaderboards import GIFT, OURS, TASKS, geometric_means
 
 
-@pytest.mark.parametrize("name", ["chronos/ETTh", "chronos/exchange_rate", "fev/ETT_1H", "gift/ett1/H/short"])
-def test_seasonal_naive_has_its_published_score(name, etth1):
+@pytest.mark.parametrize("name", TASKS)
+def test_seasonal_naive_has_both_its_published_scores(name, etth1):
     task = TASKS[name]
     result = leaderboards.seasonal_naive_backtest(task, leaderboards.load(task, str(etth1.parent)))
-    assert abs(result.mase - task.naive) < 5e-5
-    second = task.published["seasonal naive"][1]
-    if name.startswith("fev"):  # published with intervals of its own; those of a point are the MASE
-        assert result.sql == pytest.approx(result.mase)
-        assert second < result.sql
-        return
-    if name.startswith("gift"):
-        result = replace(result, quantiles=result.quantiles + normal_intervals(task, etth1.parent))
-    assert abs(getattr(result, task.second) / second - 1) < 5e-3
+    assert task.agrees(result)
 
 
-def normal_intervals(task, folder):
-    """What GIFT-Eval's seasonal naive forecast adds for every level: normal errors whose variance grows by the season.
-
-    StatsForecast's, from all differences over a season before the window; shape (levels, windows, horizon).
-    """
-    sigmas = []
-    for entry in leaderboards.load(task, str(folder)):
-        for window in range(task.windows, 0, -1):
-            seen = entry["target"][: len(entry["target"]) - window * task.horizon]
-            sigmas.append(np.sqrt(np.mean((seen[task.season :] - seen[: -task.season]) ** 2)))
-    growth = np.sqrt(np.arange(task.horizon) // task.season + 1)
-    levels = [NormalDist().inv_cdf(level) for level in DECILES]
-    return np.array(levels)[:, None, None] * np.array(sigmas)[:, None] * growth
+def test_a_score_that_is_not_the_published_one_leaves_the_task_out(etth1, tmp_path, monkeypatch, capsys):
+    """fev-bench's intervals from the whole history, in place of the latest 1,000 values, are not its own."""
+    for change in ({"spread_of": 0}, {"naive": 1.3229}):
+        monkeypatch.setitem(TASKS, "fev/ETT_1H", replace(leaderboards.TASKS["fev/ETT_1H"], **change))
+        words = ["--data-dir", str(etth1.parent), "--output", str(tmp_path / "t.csv"), "--tasks", "[fev]"]
+        assert leaderboards.main(words) == 1
+        assert "task left out" in capsys.readouterr().out
+        monkeypatch.undo()
+    assert not (tmp_path / "t.csv").exists()
 
 
 def test_geometric_means_are_of_ratios_and_of_all_configurations():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from timeseries.metrics import naive, score, seasonal_naive
+from timeseries.metrics import naive, score, score_means, seasonal_naive
 
 
 def test_naive_and_seasonal_naive_by_hand():
@@ -39,3 +39,20 @@ def test_missing_targets_do_not_count():
     assert scores.mse == pytest.approx((1 + 4) / 2)
     with pytest.raises(ValueError, match="hold no observed value"):
         score(lambda series: naive(series, 1), torch.full((1, 4), math.nan).double(), range(0, 3), 1)
+
+
+def test_means_of_forecasts_are_scored_as_forecasts():
+    x = torch.randn(3, 60, generator=torch.Generator().manual_seed(0)).double()
+    x[1, 40] = math.nan
+    origins, h = range(19, 50), 4
+    both = [lambda series: naive(series, h), lambda series: seasonal_naive(series, h, 5)]
+
+    def mean(series):
+        begun = [method(series) for method in both]
+        return lambda rows: (begun[0](rows) + begun[1](rows)) / 2
+
+    one, two, middle = score_means(both, [(0,), (1,), (0, 1)], x, origins, h, block=7, together=True)
+    for found, method in ((one, both[0]), (two, both[1]), (middle, mean)):
+        expected = score(method, x, origins, h)
+        assert (found.mse, found.mae) == pytest.approx((expected.mse, expected.mae))
+        assert found.both == pytest.approx(expected.mse * expected.mae)

@@ -53,7 +53,15 @@ def test_train_command_end_to_end(trained):
     assert "900 rows x 2 columns, step h, split 70/10/20" in done.stdout
     assert "157 windows of 24 steps" in done.stdout
     run_dir = folder / "runs" / "waves-24-linear_ssm-free"
-    names = {"best.safetensors", "config.yaml", "errors.png", "forecast.png", "metrics.csv", "scores.csv"}
+    names = {
+        "best.safetensors",
+        "config.yaml",
+        "errors.png",
+        "forecast.png",
+        "metrics.csv",
+        "read_outs.csv",
+        "scores.csv",
+    }
     assert {path.name for path in run_dir.iterdir()} == names
     table = scores(run_dir)
     assert list(table) == ["linear_ssm", "naive", "seasonal naive (24)"]

@@ -7,11 +7,13 @@ closed form, but little is left to do from the ridge solution on features that a
 as make LEAST_STEPS where the rows are few.
 It starts from one fixed seed, so that it gives the same read-out every time.
 
-    c  series      t  time steps      r  rows (windows of single series)      f  features      k  of them that vary
+    c  series      t  time steps      r  origins      f  features      k  directions of them that vary
     h  prediction_length
 """
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,33 +23,102 @@ from .linear_ssm import LinearSSM
 EPOCHS, BATCH, RATE = 3, 2048, 3e-3
 LEAST_STEPS = 80
 """Steps of Adam at least: three passes over a few thousand rows would be six, which change nothing."""
-MOST_ROWS = 500_000
+MOST_ROWS = 130_000
 """Rows that are kept in memory; with more, every second, third ... origin serves."""
 LEAST = 1e-7
 """Variance, relative to the largest, below which a direction of the features is left out."""
 
 
-def fit_median(model: LinearSSM, values: Tensor, train: range) -> None:
+@dataclass(frozen=True, kw_only=True)
+class WhiteRows:
+    """Training rows of every series, in features that are all alike."""
+
+    white: Tensor
+    """Rotated features, float32, shape (c, r, k)."""
+    rotate: Tensor
+    """Scaled features to rotated ones, float64, shape (f, k)."""
+    futures: Tensor
+    """What came, less the last value, NaN where unknown: a view (c, t, h) of the series ..."""
+    last: Tensor
+    """... and the last values, NaN where nothing was seen, shape (c, r)."""
+    origins: Tensor
+    """Last rows seen, shape (r,)."""
+
+    @classmethod
+    def of(cls, model: LinearSSM, values: Tensor, train: range) -> "WhiteRows":
+        """The rows of a fitted model.
+
+        Args:
+            model: Gives the features and their scales.
+            values: All series in standard units, NaN where missing, float64, shape (c, t).
+            train: Origins (last rows seen) of the training windows.
+        """
+        step = max(1, math.ceil(len(values) * len(train) / MOST_ROWS))
+        origins = torch.tensor(list(train[::step]))
+        features, last = _features(model, values, origins)
+        rotate = _whitening(features)
+        white = torch.stack([(row.double() @ rotate).float() for row in features])
+        futures = values[:, 1:].unfold(1, model.prediction_length, 1)
+        return cls(white=white, rotate=rotate, futures=futures, last=last, origins=origins)
+
+    def targets(self, series: Tensor | slice, rows: Tensor) -> Tensor:
+        """What came after some rows, less the last value, float32, shape (..., h)."""
+        if isinstance(series, slice):
+            return (self.futures[:, self.origins[rows]] - self.last[:, rows, None]).float()
+        return (self.futures[series, self.origins[rows]] - self.last[series, rows, None]).float()
+
+    def rotated(self, weight: Tensor) -> Tensor:
+        """A read-out (f, h) for the rotated features, float32, shape (k, h): that part which they can say."""
+        return (torch.linalg.pinv(self.rotate) @ weight).float()
+
+
+def fit_median(model: LinearSSM, rows: WhiteRows) -> None:
     """Replace a read-out by one of least absolute error.
 
     Args:
         model: Fitted by ridge regression; its read-out is overwritten.
-        values: All series in standard units, NaN where missing, float64, shape (c, t).
-        train: Origins (last rows seen) of the training windows.
+        rows: Its training rows.
     """
-    step = max(1, math.ceil(len(values) * len(train) / MOST_ROWS))
-    origins = torch.tensor(list(train[::step]))
-    features, last = _features(model, values, origins)
-    rotate = _whitening(features)
-    white = torch.stack([(row.double() @ rotate).float() for row in features])
-    # Of the ridge solution that part counts which the rotated features can say.
-    inverse = torch.linalg.pinv(rotate)
-    weight = (inverse @ model.weight).float().requires_grad_()
+    weight = rows.rotated(model.weight).requires_grad_()
     bias = model.bias.float().clone().requires_grad_()
-    futures = values[:, 1:].unfold(1, model.prediction_length, 1)
-    _descend(weight, bias, white, last, futures, origins)
-    model.weight.copy_(rotate @ weight.detach().double())
+    count = rows.white.shape[1]
+
+    def error(picked: Tensor) -> Tensor:
+        series, row = picked // count, picked % count
+        return rows.white[series, row] @ weight + bias - rows.targets(series, row)
+
+    descend([weight, bias], error, len(rows.white) * count, BATCH, RATE)
+    model.weight.copy_(rows.rotate @ weight.detach().double())
     model.bias.copy_(bias.detach().double())
+
+
+def descend(
+    parameters: Iterable[Tensor], error: Callable[[Tensor], Tensor], total: int, batch: int, rate: float
+) -> None:
+    """Adam on the mean absolute error, in place.
+
+    Args:
+        parameters: What to change.
+        error: Of picked rows, NaN where unknown, any shape.
+        total: Rows.
+        batch: Rows of a step.
+        rate: Learning rate at the beginning; it falls to zero along a half cosine.
+    """
+    parameters, batch = list(parameters), min(batch, total)
+    epochs = max(EPOCHS, math.ceil(LEAST_STEPS / (total // batch)))
+    steps = epochs * (total // batch)
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        order = torch.randperm(total, generator=generator)
+        for picked in order[: total // batch * batch].split(batch):
+            missed = error(picked)
+            known = ~missed.isnan()
+            optimizer.zero_grad()
+            (torch.where(known, missed, 0.0).abs().sum() / known.sum().clamp_min(1)).backward()
+            optimizer.step()
+            schedule.step()
 
 
 def _features(model: LinearSSM, values: Tensor, origins: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,26 +138,3 @@ def _whitening(features: Tensor) -> Tensor:
     variances, directions = torch.linalg.eigh(covariance)
     kept = variances > LEAST * variances[-1].clamp_min(1e-300)
     return directions[:, kept] / variances[kept].sqrt()
-
-
-def _descend(weight: Tensor, bias: Tensor, white: Tensor, last: Tensor, futures: Tensor, origins: Tensor) -> None:
-    """Adam on the mean absolute error: weight (k, h) and bias (h,) in place; features (c, r, k), futures (c, t, h)."""
-    rows = white.shape[1]
-    total = white.shape[0] * rows
-    batch = min(BATCH, total)
-    epochs = max(EPOCHS, math.ceil(LEAST_STEPS / (total // batch)))
-    steps = epochs * (total // batch)
-    optimizer = torch.optim.Adam([weight, bias], lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(epochs):
-        order = torch.randperm(total, generator=generator)
-        for picked in order[: total // batch * batch].split(batch):
-            series, row = picked // rows, picked % rows
-            target = (futures[series, origins[row]] - last[series, row, None]).float()
-            known = ~target.isnan()
-            error = torch.where(known, white[series, row] @ weight + bias - target, 0.0)
-            optimizer.zero_grad()
-            (error.abs().sum() / known.sum().clamp_min(1)).backward()
-            optimizer.step()
-            schedule.step()

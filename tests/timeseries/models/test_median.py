@@ -6,7 +6,7 @@ import math
 import torch
 
 from timeseries.models.linear_ssm import LinearSSM, default_poles
-from timeseries.models.median import fit_median
+from timeseries.models.median import WhiteRows, fit_median
 from timeseries.models.ridge import fit_linear_ssm
 
 
@@ -33,7 +33,7 @@ def test_it_forecasts_the_median_and_not_the_mean():
     x, train = spiky(), range(48, 2300)
     ridge = fitted(x, train)
     median = copy.deepcopy(ridge)
-    fit_median(median, x, train)
+    fit_median(median, WhiteRows.of(median, x, train))
     later = torch.arange(2400, 2900)
     assert absolute_error(median, x, later) < 0.95 * absolute_error(ridge, x, later)
     assert (median.forecast_series(x, later) - ridge.forecast_series(x, later)).mean() < -0.1
@@ -44,8 +44,8 @@ def test_it_repeats_and_takes_missing_values():
     x[0, 500:560], x[1, ::7] = math.nan, math.nan
     ridge = fitted(x, train)
     one, two = copy.deepcopy(ridge), copy.deepcopy(ridge)
-    fit_median(one, x, train)
-    fit_median(two, x, train)
+    fit_median(one, WhiteRows.of(one, x, train))
+    fit_median(two, WhiteRows.of(two, x, train))
     assert torch.equal(one.weight, two.weight)
     assert one.weight.isfinite().all()
     assert absolute_error(one, x, torch.arange(2400, 2900)) < absolute_error(ridge, x, torch.arange(2400, 2900))
@@ -59,5 +59,5 @@ def test_a_naive_forecast_may_stay_one():
     fit_linear_ssm(model, x, range(48, 2300), range(2400, 2900), strengths=(math.inf,))
     assert not model.weight.any()
     before = absolute_error(model, x, torch.arange(2400, 2900))
-    fit_median(model, x, range(48, 2300))
+    fit_median(model, WhiteRows.of(model, x, range(48, 2300)))
     assert absolute_error(model, x, torch.arange(2400, 2900)) < 1.1 * before
