@@ -57,6 +57,17 @@ else:
         agree(small(3, h=3), run, oracle)
 
     @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize("decay", [None, "scalar"])
+    def test_gradients_of_a_part_of_the_steps_at_a_time(decay, reverse, monkeypatch):
+        """Two parts of 8 in a chunk, values in parts too, two blocks of keys, several heads of a group."""
+        from ssm_kernels.chunked_scan import triton
+
+        monkeypatch.setattr(triton, "AT_A_TIME", 8)
+        monkeypatch.setattr(triton, "MOST_KEYS", 16)
+        tensors = small(19, h=2, g=1, n=17, p=9, decay=decay, rows=1)
+        agree(tensors, lambda t: run(t, reverse=reverse), lambda t: oracle(t, reverse=reverse))
+
+    @pytest.mark.parametrize("reverse", [False, True])
     def test_packed(reverse):
         tensors, bounds = small(20, rows=4), torch.tensor([0, 0, 17, 18, 20])
 

@@ -14,6 +14,7 @@ from .triton_kernels import inputs_kernel, outputs_kernel, walk_kernel
 
 SHORTEST, LONGEST = 16, 64  # steps of a chunk: what tensor cores take, what registers hold
 MOST_KEYS, MOST_VALUES = 64, 64  # of a tile
+AT_A_TIME = 16  # steps, and values, that the gradients of q and k take at a time
 WARPS = 8
 
 # How products of float32 are computed, by what torch.set_float32_matmul_precision says of torch's own: in three parts,
@@ -95,20 +96,27 @@ class Call:
 
     def inputs(self, do: Tensor, states: Tensor, adjoints: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """dq, dk (b, l, g, n) and the gradient of the log decay (b, l, h)."""
-        e, splits = self.h // self.g, self.splits
-        make, a_split = self.q.new_empty((), dtype=self.wide), triton.cdiv(e, splits)
-        dq, dk = (output(make.expand(splits, self.b, self.l, self.g * self.n), self.rows) for _ in "qk")
-        decay = None
+        dq, from_q = self.gradient_of(self.q, self.k, do, self.v, states, None)
+        dk, from_k = self.gradient_of(self.k, self.q, self.v, do, adjoints, states)
+        return dq, dk, None if from_q is None or from_k is None else from_q + from_k
+
+    def gradient_of(self, own, other, left, right, states, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """dq, or with the states before each chunk dk, and its share of the gradient of the log decay."""
+        e, splits, decay = self.h // self.g, self.splits, None
+        make = self.q.new_empty((), dtype=self.wide)
+        parts = output(make.expand(splits, self.b, self.l, self.g * self.n), self.rows)
         if self.log_decay is not None:
             decay = output(make.expand(self.n_blocks, self.b, self.l, self.h), self.rows)
+        narrow = {**self.named, "BLOCK_P": min(AT_A_TIME, self.block_p), "J": min(AT_A_TIME, self.steps)}
         launch(
-            "chunked_scan", inputs_kernel, self.pieces.count * self.g * splits * self.n_blocks, WARPS, **self.named,
-            q=self.q, k=self.k, v=self.v, do=do, states=states, adjoints=adjoints, dq=dq, dk=dk, ddecay=decay,
-            groups=self.g, splits=splits, a_split=a_split, n_blocks=self.n_blocks, tokens=self.b * self.l,
-            **strides("q", self.q), **strides("k", self.k), **strides("v", self.v), **strides("do", do),
+            "chunked_scan", inputs_kernel, self.pieces.count * self.g * splits * self.n_blocks, WARPS, **narrow,
+            own=own, other=other, left=left, right=right, states=states, before=None if decay is None else before,
+            gradient=parts, ddecay=decay, groups=self.g, splits=splits, a_split=triton.cdiv(e, splits),
+            n_blocks=self.n_blocks, tokens=self.b * self.l, KEYS=before is not None, **strides("own", own),
+            **strides("other", other), **strides("left", left), **strides("right", right),
         )  # fmt: skip
-        grads = (t.sum(0).view(self.q.shape).to(self.q.dtype) for t in (dq, dk))
-        return (*grads, None if decay is None else decay.sum(0))
+        grad = parts.sum(0).view(self.q.shape).to(own.dtype)
+        return grad, None if decay is None else decay.sum(0)
 
 
 def forward(q, k, v, log_decay, initial_state, rows, reverse: bool, chunk: int) -> tuple[Tensor, Tensor]:

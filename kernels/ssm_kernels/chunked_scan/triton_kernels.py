@@ -79,18 +79,18 @@ def chunk_decays(log_decay, step, start, count, T: tl.constexpr, DOUBLE: tl.cons
 
 
 @triton.jit
-def scores_of(
-    q, q_t, k, k_t, start, count, n, T: tl.constexpr, BLOCK_N: tl.constexpr, DOUBLE: tl.constexpr,
+def products(
+    left, left_t, i, right, right_t, j, start, count, width, BLOCK: tl.constexpr, DOUBLE: tl.constexpr,
     PRECISION: tl.constexpr, HALVES: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """q[i] . k[j], (T, T)."""
-    i = tl.arange(0, T)
-    scores = tl.zeros((T, T), tl.float64 if DOUBLE else tl.float32)
-    for at in tl.range(0, n, BLOCK_N, num_stages=1):
-        keys = at + tl.arange(0, BLOCK_N)
-        rows = rows_of(q, q_t, i, start, count, keys, n, REVERSE)
-        scores += dot(rows, tl.trans(rows_of(k, k_t, i, start, count, keys, n, REVERSE)), PRECISION, HALVES)
-    return scores
+    """left[i] . right[j] of some places i and j, a tile."""
+    made = tl.zeros((i.shape[0], j.shape[0]), tl.float64 if DOUBLE else tl.float32)
+    for at in tl.range(0, width, BLOCK, num_stages=1):
+        columns = at + tl.arange(0, BLOCK)
+        rows = rows_of(left, left_t, i, start, count, columns, width, REVERSE)
+        others = rows_of(right, right_t, j, start, count, columns, width, REVERSE)
+        made += dot(rows, tl.trans(others), PRECISION, HALVES)
+    return made
 
 
 @triton.jit
@@ -159,7 +159,7 @@ def outputs_kernel(
         keys = start_n + tl.arange(0, BLOCK_N)
         rows = rows_of(side, side_t, i, start, count, keys, n, REVERSE)
         out += dot(rows, tile_of(states, at, keys, columns, n, p), PRECISION, HALVES)
-    pairs *= scores_of(q, q_t, k, k_t, start, count, n, T, BLOCK_N, DOUBLE, PRECISION, HALVES, REVERSE)
+    pairs *= products(q, q_t, i, k, k_t, i, start, count, n, BLOCK_N, DOUBLE, PRECISION, HALVES, REVERSE)
     values = rows_of(v + batch * v_b + head * v_h, v_t, i, start, count, columns, p, REVERSE)
     out = out * border[:, None] + dot(tl.trans(pairs) if ADJOINT else pairs, values, PRECISION, HALVES)
     t = start + count - 1 - i if REVERSE else start + i
@@ -168,40 +168,53 @@ def outputs_kernel(
 
 
 @triton.jit
-def head_gradients(
-    v, v_t, do, do_t, states, adjoints, at, start, count, keys, n, p,
-    T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, DOUBLE: tl.constexpr, PRECISION: tl.constexpr,
-    HALVES: tl.constexpr, REVERSE: tl.constexpr,
+def through_state(
+    left, left_t, states, before, at, start, count, keys, n, p, T: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr, DOUBLE: tl.constexpr, PRECISION: tl.constexpr, HALVES: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Of one head: do v^T (T, T), S0 do and G v for each step (T, BLOCK_N), and the sum of S0 G."""
-    i = tl.arange(0, T)
+    """Of one head the state times each step's left (T, BLOCK_N), and the sum of the state's entries times before's."""
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    pairs = tl.zeros((T, T), dtype)
-    to_q, to_k = tl.zeros((T, BLOCK_N), dtype), tl.zeros((T, BLOCK_N), dtype)
-    both = tl.zeros((BLOCK_N,), dtype)
+    i = tl.arange(0, T)
+    through, both = tl.zeros((T, BLOCK_N), dtype), tl.zeros((BLOCK_N,), dtype)
     for at_p in tl.range(0, p, BLOCK_P, num_stages=1):
         columns = at_p + tl.arange(0, BLOCK_P)
-        values = rows_of(v, v_t, i, start, count, columns, p, REVERSE)
-        given = rows_of(do, do_t, i, start, count, columns, p, REVERSE)
-        state, adjoint = tile_of(states, at, keys, columns, n, p), tile_of(adjoints, at, keys, columns, n, p)
-        pairs += dot(given, tl.trans(values), PRECISION, HALVES)
-        to_q += dot(given, tl.trans(state), PRECISION, HALVES)
-        to_k += dot(values, tl.trans(adjoint), PRECISION, HALVES)
-        both += tl.sum(state * adjoint, axis=1)
-    return pairs, to_q, to_k, tl.sum(both, axis=0)
+        state = tile_of(states, at, keys, columns, n, p)
+        through += dot(rows_of(left, left_t, i, start, count, columns, p, REVERSE), tl.trans(state), PRECISION, HALVES)
+        if before is not None:
+            both += tl.sum(state * tile_of(before, at, keys, columns, n, p), axis=1)
+    return through, tl.sum(both, axis=0)
+
+
+@triton.jit
+def pair_decays(log2, i, log2_j, j, since, KEYS: tl.constexpr):
+    """The decays from keys j to queries i, or with KEYS from keys i to queries j (T, J), and the new `since`.
+
+    since are the log decays from the keys i to the last query of the tiles before.
+    """
+    if KEYS:
+        between = tl.where(j[None, :] > i[:, None], log2_j[None, :], 0)
+        pairs = tl.where(j[None, :] >= i[:, None], tl.exp2(since[:, None] + tl.cumsum(between, axis=1)), 0)
+        since += tl.sum(between, axis=1)
+    else:
+        between = tl.cumsum(tl.where(i[:, None] > j[None, :], log2[:, None], 0), axis=0)
+        pairs = tl.where(i[:, None] >= j[None, :], tl.exp2(between), 0)
+    return pairs, since
 
 
 @triton.jit
 def inputs_kernel(
-    q, k, v, log_decay, do, states, adjoints, dq, dk, ddecay,
+    own, other, left, right, log_decay, states, before, gradient, ddecay,
     table, length, per_row, piece_steps, row_slots, pieces, groups, a_group, splits, a_split, n, p, n_blocks, tokens,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, do_b, do_t, do_h, decay_b, decay_t,
-    T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, DOUBLE: tl.constexpr, PRECISION: tl.constexpr,
-    HALVES: tl.constexpr, REVERSE: tl.constexpr,
+    own_b, own_t, own_h, other_b, other_t, other_h, left_b, left_t, left_h, right_b, right_t, right_h, decay_b, decay_t,
+    T: tl.constexpr, J: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, DOUBLE: tl.constexpr,
+    PRECISION: tl.constexpr, HALVES: tl.constexpr, REVERSE: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and the decays' gradients of one chunk, block of keys, and share of the heads of a group.
+    """dq and its share of the decays' gradients, of one chunk, block of keys, and share of the heads of a group.
 
-    dq and dk are (splits, tokens, groups, n), ddecay (n_blocks, tokens, heads): parts that are added afterwards.
+    own is q, other k, left do, right v and states those before each chunk. With KEYS it is dk: own is k, other q, left
+    v, right do, states the adjoints and before the states. One of both at a time, and J of the other's steps at a time:
+    more does not fit into registers. The gradient is (splits, tokens, groups, n), ddecay (n_blocks, tokens, heads):
+    parts that are added afterwards.
     """
     program = tl.program_id(0)
     block, share = program % n_blocks, program // n_blocks % splits
@@ -209,38 +222,55 @@ def inputs_kernel(
     piece = program // n_blocks // splits // groups
     batch, start, count, _ = piece_at(piece, table, length, per_row, piece_steps, row_slots, 1, REVERSE)
     i, keys = tl.arange(0, T), block * BLOCK_N + tl.arange(0, BLOCK_N)
-    q, k, heads = q + batch * q_b + group * q_h, k + batch * k_b + group * k_h, groups * a_group
-    scores = scores_of(q, q_t, k, k_t, start, count, n, T, BLOCK_N, DOUBLE, PRECISION, HALVES, REVERSE)
-    scores = tl.where(block == 0, scores, 0)  # what lies within the chunk counts once, not for each block of keys
-    sum_q, sum_k = tl.zeros((T, BLOCK_N), scores.dtype), tl.zeros((T, BLOCK_N), scores.dtype)
+    own, other, heads = own + batch * own_b + group * own_h, other + batch * other_b + group * other_h, groups * a_group
+    dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    total = tl.zeros((T, BLOCK_N), dtype)
     t = start + count - 1 - i if REVERSE else start + i
     end = group * a_group + tl.minimum((share + 1) * a_split, a_group)
     for head in tl.range(group * a_group + share * a_split, end, num_stages=1):
-        own = log_decay if log_decay is None else log_decay + batch * decay_b + head
-        pairs, up, from_there = chunk_decays(own, decay_t, start, count, T, DOUBLE, REVERSE)
-        given, to_q, to_k, both = head_gradients(
-            v + batch * v_b + head * v_h, v_t, do + batch * do_b + head * do_h, do_t, states, adjoints,
-            piece.to(tl.int64) * heads + head, start, count, keys, n, p, T, BLOCK_N, BLOCK_P, DOUBLE, PRECISION, HALVES,
-            REVERSE,
+        decay = log_decay if log_decay is None else log_decay + batch * decay_b + head
+        lefts, rights = left + batch * left_b + head * left_h, right + batch * right_b + head * right_h
+        through, both = through_state(
+            lefts, left_t, states, before, piece.to(tl.int64) * heads + head, start, count, keys, n, p, T, BLOCK_N,
+            BLOCK_P, DOUBLE, PRECISION, HALVES, REVERSE,
         )  # fmt: skip
-        given *= pairs
-        queries = rows_of(q, q_t, i, start, count, keys, n, REVERSE)  # again for each head: few registers are left
-        own_keys = rows_of(k, k_t, i, start, count, keys, n, REVERSE)
-        to_q, to_k = to_q * up[:, None], to_k * from_there[:, None]
-        sum_q += to_q + dot(given, own_keys, PRECISION, HALVES)
-        sum_k += to_k + dot(tl.trans(given), queries, PRECISION, HALVES)
+        log2 = decays_of(decay, decay_t, i, start, count, DOUBLE, REVERSE)
+        border = tl.cumsum(log2, axis=0)
+        if KEYS:
+            border = tl.sum(tl.where(i[:, None] < i[None, :], log2[None, :], 0), axis=1)
+        through *= tl.exp2(border)[:, None]
+        total += through
+        # Of the decay after step m: the pairs that it lies between, what comes from before, what goes beyond.
+        passed, first = tl.zeros((T,), dtype), both * tl.exp2(tl.sum(log2, axis=0))
         if ddecay is not None:
-            # Of the decay after step m: the pairs that it lies between, what comes from before, what goes beyond.
-            out_of, into = tl.sum(to_q * queries, axis=1), tl.sum(to_k * own_keys, axis=1)
-            whole = both * tl.sum(tl.where(i == T - 1, up, 0), axis=0)
-            over = out_of[:, None] + tl.cumsum(given * scores, axis=1)
-            after = tl.sum(tl.where(i[:, None] > i[None, :], over, 0), axis=0) + tl.cumsum(into, axis=0) + whole
+            passed = tl.sum(through * rows_of(own, own_t, i, start, count, keys, n, REVERSE), axis=1)
             to = ddecay + (block.to(tl.int64) * tokens + batch * length) * heads + head
-            next_t = (t - 1 if REVERSE else t + 1).to(tl.int64)
-            tl.store(to + next_t * heads, after, mask=i + 1 < count)
-            tl.store(to + t.to(tl.int64) * heads, tl.sum(out_of, axis=0) + whole, mask=(i == 0) & (i < count))
-    at = ((share.to(tl.int64) * tokens + batch * length) * groups + group) * n
-    to = at + t.to(tl.int64)[:, None] * (groups * n) + keys[None, :]
-    mask = (i < count)[:, None] & (keys < n)[None, :]
-    tl.store(dq + to, sum_q, mask=mask)
-    tl.store(dk + to, sum_k, mask=mask)
+            first = first if KEYS else tl.sum(passed, axis=0)
+            tl.store(to + t.to(tl.int64) * heads, first, mask=(i == 0) & (i < count))
+            if KEYS:
+                next_t = (t - 1 if REVERSE else t + 1).to(tl.int64)
+                tl.store(to + next_t * heads, tl.cumsum(passed, axis=0) + first, mask=i + 1 < count)
+        since = tl.zeros((T,), dtype)
+        for at_j in tl.range(0, T, J, num_stages=1):
+            j = at_j + tl.arange(0, J)
+            log2_j = decays_of(decay, decay_t, j, start, count, DOUBLE, REVERSE)
+            given, since = pair_decays(log2, i, log2_j, j, since, KEYS)
+            given *= products(
+                lefts, left_t, i, rights, right_t, j, start, count, p, BLOCK_P, DOUBLE, PRECISION, HALVES, REVERSE
+            )
+            others = rows_of(other, other_t, j, start, count, keys, n, REVERSE)
+            total += dot(given, others, PRECISION, HALVES)
+            if ddecay is not None and not KEYS:
+                if block == 0:  # what lies within the chunk counts once, not for each block of keys
+                    given *= products(
+                        own, own_t, i, other, other_t, j, start, count, n, BLOCK_P, DOUBLE, PRECISION, HALVES, REVERSE
+                    )
+                else:
+                    given *= 0
+                over = tl.where(i[:, None] > j[None, :], passed[:, None] + tl.cumsum(given, axis=1), 0)
+                passed += tl.sum(given, axis=1)
+                next_t = (start + count - 2 - j if REVERSE else start + j + 1).to(tl.int64)
+                tl.store(to + next_t * heads, tl.sum(over, axis=0), mask=j + 1 < count)
+    to = gradient + ((share.to(tl.int64) * tokens + batch * length) * groups + group) * n
+    to += t.to(tl.int64)[:, None] * (groups * n) + keys[None, :]
+    tl.store(to, total, mask=(i < count)[:, None] & (keys < n)[None, :])
