@@ -6,10 +6,12 @@ imported, mamba_ssm_ref its PyTorch loop, sdpa causal attention of the same widt
 three bounds: bytes at the measured rate of a copy, exponentials and instructions at the device's clock.
 
 x, dt, z, B and C are bfloat16, everything else float32. Times are medians of replays of a captured CUDA graph, so that
-they hold no Python; where a row cannot be captured its line says so.
+they hold no Python; where a row cannot be captured its line says so. Everything runs on one stream, the one that is
+captured: backward runs on the stream of its forward, and on another it could not be. Files are written after every row.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import statistics
@@ -22,8 +24,8 @@ from typing import Any
 from .cases import GPU_CASES, Case
 
 ROWS = ("triton", "one_exponential", "bidirectional", "reference", "mamba_ssm", "mamba_ssm_ref", "sdpa")
-# Loops in Python, and the most steps that they are run for: the second one's backward grows with the square of them.
-LOOPS = {"reference": 4096, "mamba_ssm_ref": 256}
+# Loops in Python are run up to so many steps and not captured: a graph of 10^5 kernels takes longer than they do.
+LOOPS = {"reference": 256, "mamba_ssm_ref": 256}
 DEVICE, BACKEND = "cuda", "triton"
 EXPS_A_CLOCK, LANES = 16, 128  # of one multiprocessor
 UPDATE_SLOTS = {"forward": 5, "backward": 16}  # instructions a state update needs at least, the exponential included
@@ -129,22 +131,31 @@ def upstream() -> Any:
     return importlib.import_module("mamba_ssm.ops.selective_scan_interface")
 
 
-def timed(run: Callable[[], Any], seconds: float) -> tuple[float, int, bool]:
-    """Median seconds of a call, how many were timed, and whether as a captured graph."""
+@functools.cache
+def stream() -> Any:
+    """The stream that everything runs on."""
     import torch
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    call, graph = run, torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            run()
-        call = graph.replay
-    except RuntimeError:
+    return torch.cuda.Stream()
+
+
+def timed(run: Callable[[], Any], seconds: float, capture: bool = True) -> tuple[float, int, bool]:
+    """Median seconds of a call, how many were timed, and whether as a captured graph; on `stream`, as the caller."""
+    import torch
+
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    call = run
+    if capture:
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream()):
+                run()
+            call = graph.replay
+            call()
+        except RuntimeError:
+            call = run
         torch.cuda.synchronize()
     taken: list[float] = []
     while len(taken) < (10 if sum(taken) < 2 * seconds else 3) or (sum(taken) < seconds and len(taken) < 1000):
@@ -161,34 +172,39 @@ def copy_rate() -> float:
     """Bytes a second of a large copy, read and written."""
     import torch
 
-    source = torch.ones(2**30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    seconds, _, _ = timed(lambda: target.copy_(source), 0.2)
+    with torch.cuda.stream(stream()):
+        source = torch.ones(2**30, dtype=torch.uint8, device="cuda")
+        target = torch.empty_like(source)
+        seconds, _, _ = timed(lambda: target.copy_(source), 0.2)
     return 2 * source.numel() / seconds
 
 
 def measure_row(row: str, case: Case, seconds: float) -> list[dict[str, Any]]:
-    """Forward and backward of one row: seconds and peak memory. Raises: RuntimeError: as `make`."""
+    """Forward and backward of a row: seconds, and memory above what was held. Raises: RuntimeError: as `make`."""
     import torch
 
-    run, leaves = make(row, case)
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
+    with torch.cuda.stream(stream()):
+        run, leaves = make(row, case)
 
-    def forward() -> Any:
-        with torch.no_grad():
-            return run()
+        def forward() -> Any:
+            with torch.no_grad():
+                return run()
 
-    found = []
-    y = run()
-    upstream = torch.randn_like(y)
-    backward = lambda: torch.autograd.grad(y, leaves, upstream, retain_graph=True)  # noqa: E731
-    for which_pass, call in (("forward", forward), ("backward", backward)):
-        taken, runs, captured = timed(call, seconds)
-        found.append(
-            dict(case=case.name, row=row, runs=runs, captured=captured, seconds=taken)
-            | {"pass": which_pass, "peak_mib": (torch.cuda.max_memory_allocated() - held) / 2**20}
-        )
+        y = run()
+        given = torch.randn_like(y)
+        backward = lambda: torch.autograd.grad(y, leaves, given, retain_graph=True)  # noqa: E731
+        found = []
+        for which_pass, call in (("forward", forward), ("backward", backward)):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            call()
+            peak = (torch.cuda.max_memory_allocated() - held) / 2**20
+            taken, runs, captured = timed(call, seconds, capture=row not in LOOPS)
+            found.append(
+                dict(case=case.name, row=row, runs=runs, captured=captured, seconds=taken, peak_mib=peak)
+                | {"pass": which_pass}
+            )
     return found
 
 
@@ -200,30 +216,41 @@ def run(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         print("bench: --device cuda needs a CUDA device, and torch sees none")
         return 2
+    if missing := [name for name in args.impl or () if name not in ROWS]:
+        print(f"bench: {', '.join(missing)} is not measured with --device cuda; there: {', '.join(ROWS)}")
+        return 2
+    if missing := [name for name in args.case or () if name not in GPU_CASES]:
+        print(f"bench: {', '.join(missing)} is not measured with --device cuda; there: {', '.join(GPU_CASES)}")
+        return 2
     properties = torch.cuda.get_device_properties(0)
     clock = 1e3 * getattr(properties, "clock_rate", 1_755_000)
-    copy, rows, skipped = copy_rate(), [], []
+    copy = copy_rate()
+    machine = dict(device=properties.name, clock_hz=clock, copy_bytes_per_second=copy, torch=torch.__version__)
+    result: dict[str, Any] = dict(machine=machine, rows=[], skipped=[])
     cases = [GPU_CASES[name] for name in GPU_CASES if args.case is None or name in args.case]
-    for case, row in tqdm([(c, r) for c in cases for r in ROWS], disable=None):
-        try:
-            rows += measure_row(row, case, args.seconds)
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
-            skipped.append(dict(case=case.name, row=row, reason=str(error).splitlines()[0]))
-        torch.cuda.empty_cache()
     for case in cases:
         for which_pass in ("forward", "backward"):
             least = bounds(case, which_pass, copy, properties.multi_processor_count, clock)
-            rows.append(dict(case=case.name, row="floor", seconds=least["floor"], bounds=least) | {"pass": which_pass})
-    machine = dict(device=properties.name, clock_hz=clock, copy_bytes_per_second=copy, torch=torch.__version__)
-    result = dict(machine=machine, rows=rows, skipped=skipped)
+            floor = dict(case=case.name, row="floor", seconds=least["floor"], bounds=least)
+            result["rows"].append(floor | {"pass": which_pass})
+    for case, row in tqdm([(c, r) for c in cases for r in args.impl or ROWS], disable=None):
+        try:
+            result["rows"] += measure_row(row, case, args.seconds)
+        except Exception as error:  # a peer may fail in ways of its own, and must not cost the rows after it
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            result["skipped"].append(dict(case=case.name, row=row, reason=reason))
+        torch.cuda.empty_cache()
+        write(result, args)
     print(as_markdown(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    if args.markdown:
-        args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(as_markdown(result))
     return 0
+
+
+def write(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """The files that were asked for, as far as there are numbers."""
+    for path, text in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, as_markdown(result))):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
 def as_markdown(result: dict[str, Any]) -> str:

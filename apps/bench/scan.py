@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .cases import CASES, GPU_CASES, PASSES, Case
+from .gpu import ROWS as GPU_IMPLS
 from .timing import Neighbours, Protocol, Samples, interleave
 
 IMPLS = (
@@ -32,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: see gpu.py (default: cpu)")
     names = list(dict.fromkeys([*CASES, *GPU_CASES]))
     parser.add_argument("--case", nargs="+", choices=names, help="sizes to measure (default: all of the device)")
-    parser.add_argument("--impl", nargs="+", choices=IMPLS, help="rows to measure (default: all)")
+    rows = list(dict.fromkeys([*IMPLS, *GPU_IMPLS]))
+    parser.add_argument("--impl", nargs="+", choices=rows, help="rows to measure (default: all of the device)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time a row and pass (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows as JSON")
@@ -52,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.case or (("vision",) if args.quick else CASES)
     if missing := [name for name in wanted if name not in CASES]:
         print(f"bench: {', '.join(missing)} is measured with --device cuda only; on a CPU: {', '.join(CASES)}")
+        return 2
+    if missing := [name for name in args.impl or () if name not in IMPLS]:
+        print(f"bench: {', '.join(missing)} is measured with --device cuda only; on a CPU: {', '.join(IMPLS)}")
         return 2
     cases = [CASES[name] for name in wanted]
     threads = args.threads or torch.get_num_threads()

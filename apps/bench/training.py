@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,22 @@ def run(args: argparse.Namespace) -> int:
         batch = batch_of(size, args.batch or (64 if device == "cuda" else 1))
         for block in BLOCKS:
             rows.append(tell(measure_block(block, batch, tokens_of(size), device, args.seconds)))
+            write(args.json, name, rows)
         if not args.blocks_only:
-            rows += [tell(row) for row in measure_models(size, batch, device, args.seconds)]
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            machine = {"device": name, "torch": torch.__version__}
-            args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+            for row in measure_models(size, batch, device, args.seconds):
+                rows.append(tell(row))
+                write(args.json, name, rows)
     return int(any(row["reason"] for row in rows))
+
+
+def write(path: Path | None, device: str, rows: list[dict[str, Any]]) -> None:
+    """The file that was asked for, with the rows so far."""
+    import torch
+
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        machine = {"device": device, "torch": torch.__version__}
+        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 def tokens_of(size: int) -> int:
@@ -95,14 +104,17 @@ def measure_block(which: str, batch: int, tokens: int, device: str, seconds: flo
 
     try:
         if device == "cuda":
-            from .gpu import timed
+            from .gpu import stream, timed
 
-            step()
-            torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
-            step()
-            row["mib"] = (torch.cuda.max_memory_allocated() - held) / 2**20
-            row["seconds"], row["runs"], row["captured"] = timed(step, seconds)
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream()):
+                step()
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                held = torch.cuda.memory_allocated()
+                step()
+                row["mib"] = (torch.cuda.max_memory_allocated() - held) / 2**20
+                row["seconds"], row["runs"], row["captured"] = timed(step, seconds)
         else:
             row["seconds"], row["runs"] = timed_on_cpu(step, seconds)
     except RuntimeError as error:  # out of memory among them
@@ -149,17 +161,16 @@ def timed_on_cpu(step: Callable[[], None], seconds: float) -> tuple[float, int]:
     return statistics.median(taken), len(taken)
 
 
-def measure_models(size: int, batch: int, device: str, seconds: float) -> list[dict[str, Any]]:
+def measure_models(size: int, batch: int, device: str, seconds: float) -> Iterator[dict[str, Any]]:
     """A training step of each model, in a process of its own."""
     from vision.benchmark import Case, in_own_process
     from vision.config import BenchmarkConfig
 
-    config, rows = BenchmarkConfig(seconds=seconds), []
+    config = BenchmarkConfig(seconds=seconds)
     for model in MODELS:
         precision = "bf16" if device == "cuda" else "fp32"
         case = Case(model=model, img_size=size, batch_size=batch, precision=precision, which_pass="train")
         found = in_own_process(case, config, device)
         row = dict(what=model.removesuffix("_patch16_224"), batch=batch, tokens=tokens_of(size), reason=found.reason)
         taken = None if found.milliseconds is None else found.milliseconds / 1e3
-        rows.append({**row, "seconds": taken, "mib": found.memory_mib})
-    return rows
+        yield {**row, "seconds": taken, "mib": found.memory_mib}

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tarfile
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,15 +34,15 @@ class Clock:
 
 
 class NoGraph:
-    def __init__(self, *_):
+    def __init__(self, *_, **__):
         raise RuntimeError("no capture here")
 
 
 @pytest.fixture
 def pretended(monkeypatch):
     """torch.cuda as the benchmark uses it, on a CPU: the reference for Triton, events that tick by themselves."""
-    for name in ("Stream", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: SimpleNamespace())
+    gpu.stream.cache_clear()
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     for name in ("memory_allocated", "max_memory_allocated"):
@@ -111,10 +112,80 @@ def test_training_on_a_cpu(tmp_path, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
-def test_the_script_says_what_it_left_out(tmp_path):
-    script = ROOT / "apps" / "bench" / "gpu_proof.sh"
-    done = subprocess.run([script, tmp_path / "out", "peer", "nonsense"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no part nonsense" in done.stderr
-    assert "MAMBA_SDIST names no file" in (tmp_path / "out" / "summary.txt").read_text()
-    assert subprocess.run([script], capture_output=True, check=False).returncode != 0
+def test_a_row_that_fails_costs_no_other(pretended, monkeypatch, tmp_path):
+    make, written = gpu.make, tmp_path / "scan.json"
+
+    def fails(row, case):
+        if row == "one_exponential":
+            raise TypeError("no such thing")
+        return make(row, case)
+
+    monkeypatch.setattr(gpu, "make", fails)
+    words = ["--seconds", "0", "--json", str(written), "--impl", "one_exponential", "sdpa"]
+    assert main(["scan", "--device", "cuda", *words]) == 0
+    result = json.loads(written.read_text())
+    assert [row["reason"] for row in result["skipped"]] == ["no such thing"]
+    assert [row["row"] for row in result["rows"]] == ["floor", "floor", "sdpa", "sdpa"]
+
+
+def test_rows_of_the_other_device_are_refused(pretended, capsys):
+    assert main(["scan", "--device", "cuda", "--impl", "mambapy"]) == 2
+    assert main(["scan", "--impl", "sdpa"]) == 2
+    assert main(["scan", "--device", "cuda", "--case", "audio"]) == 2
+    assert "mambapy is not measured with --device cuda" in capsys.readouterr().out
+
+
+class TestScript:
+    """The script's own work, with a command in place of Python that says what it was asked for."""
+
+    @pytest.fixture
+    def script(self, tmp_path):
+        fake = tmp_path / "python"
+        fake.write_text(
+            '#!/bin/sh\n[ "$1" != -c ] || exit 1\necho "asked: $*"\ncase "$*" in *gpu_forms*) exit 3;; esac\n'
+        )
+        fake.chmod(0o755)
+
+        def run(*words, **environment):
+            environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(fake), "WORK": str(tmp_path / "work"), **environment}
+            command = [ROOT / "apps/bench/gpu_proof.sh", *words]
+            return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+        return run
+
+    def test_all_parts_and_then_none(self, script, tmp_path):
+        done = script(tmp_path / "out")
+        assert done.returncode == 1, "a part failed"
+        summary = (tmp_path / "out/summary.txt").read_text()
+        assert "MAMBA_SDIST names no file" in summary
+        assert "forms: exit 3" in summary
+        assert "nothing is left" in summary
+        with tarfile.open(tmp_path / "out/results.tar.gz") as archive:
+            names = {Path(name).name for name in archive.getnames()}
+        assert names >= {
+            f"{part}.txt" for part in ("forms", "scan", "tests", "tests_gpu", "training", "compile", "summary")
+        }
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"summary.txt", "results.tar.gz"}
+        again = script(tmp_path / "more")
+        assert again.stdout == "nothing is left\n"
+
+    def test_what_does_not_fit_is_left_for_another_call(self, script, tmp_path):
+        done = script(tmp_path / "out", BUDGET="40")
+        assert done.returncode == 1
+        assert "left for another call: forms scan tests upstream sanitizer training compile" in done.stdout
+        assert "asked" not in done.stdout
+        assert "scan: exit 0" in script(tmp_path / "out", "scan").stdout
+
+    def test_a_part_that_does_not_end_is_stopped_and_left(self, script, tmp_path):
+        slow = tmp_path / "slow"
+        slow.write_text("#!/bin/sh\necho begun\nexec sleep 60\n")
+        slow.chmod(0o755)
+        done = script(tmp_path / "out", "compile", LIMIT="16", PYTHON=str(slow))
+        assert "compile: exit 124" in done.stdout
+        assert "left for another call: compile" in done.stdout
+
+    def test_words_that_are_wrong(self, script, tmp_path):
+        done = script(tmp_path / "out", "nonsense")
+        assert done.returncode == 2
+        assert "no part nonsense, expected some of forms scan" in done.stderr
+        assert script().returncode != 0
