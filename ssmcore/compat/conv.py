@@ -11,7 +11,7 @@ from ssm_kernels.checks import FLOATS, Shapes, check_devices, check_dtype
 from torch import Tensor
 
 from ..functional import at_least_float32, causal_conv1d
-from .rows import rows_of_index
+from .rows import check_slots, rows_of_index
 
 
 def causal_conv1d_fn(
@@ -109,6 +109,7 @@ def causal_conv1d_update(
         if t is not None:
             shapes.check(name, t, "b")
     if conv_state_indices is not None:
+        check_slots(op, "conv_state_indices", conv_state_indices, conv_state.shape[0])
         real = conv_state_indices >= 0
         slots, own = conv_state_indices[real].long(), None if cache_seqlens is None else cache_seqlens[real]
         state, y = conv_state[slots], torch.zeros_like(steps)

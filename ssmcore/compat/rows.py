@@ -23,3 +23,15 @@ def rows_of_index(op: str, seq_idx: Tensor, batch: int, length: int) -> Rows:
     reset = torch.zeros_like(seq_idx, dtype=torch.bool)
     reset[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
     return Rows.of(reset, None)
+
+
+def check_slots(op: str, name: str, indices: Tensor, slots: int) -> None:
+    """Raise a ValueError unless indices, shape (b,), are integers below `slots`; on a GPU values are not read.
+
+    Raises:
+        ValueError: They are of another dtype, or point beyond the states.
+    """
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"{op}: {name} has dtype {str(indices.dtype).removeprefix('torch.')}, expected integers")
+    if indices.device.type == "cpu" and indices.numel() and int(indices.max()) >= slots:
+        raise ValueError(f"{op}: {name} points at state {int(indices.max())}, expected less than {slots}")

@@ -9,6 +9,7 @@ from ssm_kernels.checks import COMPLEX, FLOATS, Shapes, check_devices, check_dty
 from torch import Tensor
 
 from ..functional import at_least_float32, causal_conv1d, selective_scan
+from .rows import check_slots
 
 
 def selective_scan_fn(
@@ -224,6 +225,7 @@ def selective_state_update(
     if heads and (B.shape[1] == 0 or x.shape[1] % B.shape[1]):
         raise ValueError(f"{op}: {x.shape[1]} heads cannot share {B.shape[1]} groups of B and C")
     if state_batch_indices is not None:
+        check_slots(op, "state_batch_indices", state_batch_indices, state.shape[0])
         slots = state_batch_indices.long()
         own = state[slots]
         y = selective_state_update(own, x, dt, A, B, C, D, z, dt_bias, dt_softplus)

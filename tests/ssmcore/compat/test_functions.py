@@ -337,6 +337,17 @@ class TestBadInput:
         with pytest.raises(ValueError, match="selective_scan_fn: u must be a torch.Tensor, got list"):
             selective_scan_fn([1.0], delta, A, B, C)
 
+    def test_slots(self):
+        u, state = normal(2, 4), normal(5, 4, 3)
+        with pytest.raises(ValueError, match="state_batch_indices points at state 7, expected less than 5"):
+            selective_state_update(state, u, u, normal(4, 3), normal(2, 3), normal(2, 3),
+                                   state_batch_indices=torch.tensor([7, 0]))  # fmt: skip
+        with pytest.raises(ValueError, match="state_batch_indices has dtype float32, expected integers"):
+            selective_state_update(state, u, u, normal(4, 3), normal(2, 3), normal(2, 3),
+                                   state_batch_indices=torch.tensor([1.0, 0.0]))  # fmt: skip
+        with pytest.raises(ValueError, match="conv_state_indices points at state 9, expected less than 5"):
+            causal_conv1d_update(u, state, normal(4, 4), conv_state_indices=torch.tensor([9, 0], dtype=torch.int32))
+
     def test_devices(self):
         u, delta, A, B, C, *_ = scan_arguments()
         with pytest.raises(ValueError, match="A is on meta, but u is on cpu"):
