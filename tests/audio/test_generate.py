@@ -98,7 +98,8 @@ def test_one_sentence_for_what_cannot_be_done(checkpoint, tmp_path, monkeypatch,
     assert run(checkpoint, *words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     lines = [line for line in lines if "no C compiler was found" not in line]  # a warning of its own, where it is true
-    assert len(lines) == 1 and text in lines[0]
+    assert len(lines) == 1
+    assert text in lines[0]
     assert not list(tmp_path.iterdir())
 
 
