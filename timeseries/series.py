@@ -21,6 +21,8 @@ FIELDS = {
     "category": "feat_static_cat",
     "dt": "dt",
 }
+LARGEST = 1e100
+"""Largest size of a value: sums of squares must stay finite."""
 ALIASES = {"ME": "M", "QE": "Q", "YE": "Y", "A": "Y", "MS": "M", "QS": "Q", "YS": "Y", "H": "h", "T": "min", "S": "s"}
 
 
@@ -134,8 +136,8 @@ def read_series(entry: Mapping[str, Any], schema: Schema, future: int = 0, numbe
         future: Steps after the target that known-future covariates must cover.
         number: Place in the dataset, for messages.
     Raises:
-        ValueError: Infinite values, no value at all, another number of channels, covariates that are absent, too short
-            or not finite, steps that are not positive, or another frequency; one sentence that names the item.
+        ValueError: Infinite or immense values, no value at all, another number of channels, covariates that are absent,
+            too short or not finite, steps that are not positive, or another frequency. It names the item.
     """
     name = _name(entry, number)
     check_freq(_period(entry, number), schema.freq, name)
@@ -146,6 +148,10 @@ def read_series(entry: Mapping[str, Any], schema: Schema, future: int = 0, numbe
     observed = ~np.isnan(target)
     if not observed.any():
         raise ValueError(f"{name}: target has no observed value (all {target.size} are NaN); leave the series out")
+    if np.nanmax(np.abs(target)) > LARGEST:
+        raise ValueError(
+            f"{name}: target reaches {np.nanmax(np.abs(target)):.3g}, expected at most {LARGEST:g}; change its unit"
+        )
     length = target.shape[1]
     firsts = np.where(observed.any(1), target[np.arange(len(target)), observed.argmax(1)], 0.0)
     known = _dynamic(entry, "known", schema.known, length + future, name)

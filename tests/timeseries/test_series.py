@@ -6,7 +6,7 @@ import pytest
 
 from timeseries import from_pandas
 from timeseries.frequency import periods_of
-from timeseries.series import period_freq
+from timeseries.series import period_freq, read_schema, read_series
 
 KINDS = ["linear", "s4d", "patch", "s_mamba", "time_machine", "simba"]
 
@@ -178,3 +178,9 @@ def test_frequency_names():
     ]
     names = ("h", "15min", "D", "W-SUN", "M", "Q-DEC", "Y-DEC", "B", "10s")
     assert [periods_of(f)[0] for f in names] == [24, 96, 7, 52, 12, 4, 1, 5, 8640]
+
+
+def test_a_value_whose_square_is_no_number_is_refused():
+    entry = {"start": pd.Period("2024-01-01", freq="h"), "target": np.array([1.0, np.nan, -1e300]), "item_id": "x"}
+    with pytest.raises(ValueError, match="item 'x': target reaches 1e\\+300, expected at most 1e\\+100"):
+        read_series(entry, read_schema([{**entry, "target": np.ones(3)}], None, True))
