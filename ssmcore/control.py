@@ -88,7 +88,8 @@ def place_poles(A: Float[Tensor, "n n"], B: Float[Tensor, "n m"], poles: Sequenc
     if (rank := controllability_rank(A, B)) < len(A):
         raise ValueError(f"place_poles: the inputs reach {rank} of {len(A)} states; the other poles cannot move")
     placed = scipy.signal.place_poles(A.detach().cpu().numpy(), B.detach().cpu().numpy(), np.asarray(poles))
-    return torch.from_numpy(placed.gain_matrix.real.copy()).to(A)
+    gain = placed.gain_matrix  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.from_numpy(gain.real.copy()).to(A)
 
 
 def observer(A: Float[Tensor, "n n"], C: Float[Tensor, "p n"], poles: Sequence[complex]) -> Float[Tensor, "n p"]:

@@ -68,13 +68,14 @@ def selective_scan_cases() -> dict[str, Callable[[], Any]]:
 
     def projected(b: int, l: int, d: int, n: int, dtype: torch.dtype, rank: int) -> Any:
         x, _, *rest = tensors(b, l, d, n, dtype)
-        given = (x, torch.empty(b, l, rank, dtype=dtype, device="meta"), *rest[:-1])
-        return lambda: triton.forward(*given, torch.empty(d, 1 + rank, device="meta"), **plain, save=True)
+        low, weight = torch.empty(b, l, rank, dtype=dtype, device="meta"), torch.empty(d, 1 + rank, device="meta")
+        given: tuple[Any, ...] = (x, low, *rest[:-1], weight)
+        return lambda: triton.forward(*given, **plain, save=True)
 
     def backward(*size: Any) -> Any:
-        given = tensors(*size)
+        given: tuple[Any, ...] = tensors(*size)
         kept = torch.empty(triton.boundaries_shape(given[2], given[1].shape, size[0]), device="meta")
-        return lambda: triton.backward(given[0], None, kept, *given, **plain)
+        return lambda: triton.backward(*(given[0], None, kept, *given), **plain)
 
     def cut(run: Callable[[], Any]) -> Callable[[], Any]:
         def long() -> None:

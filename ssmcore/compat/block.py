@@ -7,6 +7,7 @@ It returns x and the residual apart: whoever calls adds them, as the next block 
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.residual_in_fp32, self.fused_add_norm = residual_in_fp32, fused_add_norm
-        self.norm, self.mixer = norm_cls(dim), mixer_cls(dim)
+        self.norm: Any = norm_cls(dim)
+        self.mixer: Any = mixer_cls(dim)
         if mlp_cls is nn.Identity:
             self.mlp = None
         else:
@@ -61,7 +63,7 @@ class Block(nn.Module):
             hidden_states = self.mlp(hidden_states)
         return hidden_states, residual
 
-    def _add_norm(self, norm: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _add_norm(self, norm: Any, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and that sum, which is in float32 where that is asked for."""
         if self.fused_add_norm:
             return add_norm(norm, x, residual, self.residual_in_fp32)
@@ -73,10 +75,10 @@ class Block(nn.Module):
         return self.mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)
 
 
-def add_norm(norm: nn.Module, x: Tensor, residual: Tensor | None, in_fp32: bool) -> tuple[Tensor, Tensor]:
+def add_norm(norm: nn.LayerNorm | RMSNorm, x: Tensor, residual: Tensor | None, in_fp32: bool) -> tuple[Tensor, Tensor]:
     """LayerNorm's or RMSNorm's value of x + residual with the sum in float32, and that sum; shapes (b, l, dim)."""
     made = layer_norm_fn(
-        x, norm.weight, norm.bias, residual, eps=norm.eps, prenorm=True, residual_in_fp32=in_fp32,
+        x, norm.weight, cast(Tensor | None, norm.bias), residual, eps=norm.eps, prenorm=True, residual_in_fp32=in_fp32,
         is_rms_norm=isinstance(norm, RMSNorm),
     )  # fmt: skip
     assert isinstance(made, tuple)

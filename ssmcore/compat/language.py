@@ -7,6 +7,7 @@ For new work there is `ssmcore.Stack`. Source: Gu & Dao 2023, Mamba, sec. 3.4 an
 import json
 import math
 from collections import namedtuple
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -124,9 +125,10 @@ class MixerModel(nn.Module):
 
     def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype=None, **kwargs: object) -> dict:
         """Each block's states, (b, ...), by its number."""
+        layers: Iterable[Block] = self.layers  # pyright: ignore[reportAssignmentType]
         return {
             i: layer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)
-            for i, layer in enumerate(self.layers)
+            for i, layer in enumerate(layers)
         }
 
     def forward(

@@ -106,8 +106,9 @@ class Mamba2(CachesStates, nn.Module):
         """
         x = u if seqlen is None else u.unflatten(0, (-1, seqlen))
         if inference_params is None:
-            packed = seq_idx is None and cu_seqlens is not None
-            y, _ = self._whole(self.in_proj(x), _index(cu_seqlens) if packed else seq_idx)
+            if seq_idx is None and cu_seqlens is not None:
+                seq_idx = _index(cu_seqlens)
+            y, _ = self._whole(self.in_proj(x), seq_idx)
         elif seq_idx is None:
             y = self._with_states(x, cu_seqlens, inference_params)
         else:

@@ -63,6 +63,7 @@ class LayerNormGated(nn.Module):
     """`layernorm_fn` with its weight and bias, (..., d) to (..., d). Raises as that."""
 
     is_rms_norm = False
+    bias: nn.Parameter | None
 
     def __init__(self, hidden_size, eps=1e-5, group_size=None, norm_before_gate=True, device=None, dtype=None):
         super().__init__()

@@ -75,6 +75,7 @@ class DenseLti(Mixer):
             y = self.readout * (F.linear(h.real, C.real) - F.linear(h.imag, C.imag)) + D * u
             if (C := self.map_back()) is not None:
                 h = linear_recurrence(a, w * driven, cu_seqlens=ctx.cu_seqlens, reverse=True)
+                assert isinstance(h, torch.Tensor)
                 y = y + self.readout * (F.linear(h.real, C.real) - F.linear(h.imag, C.imag))
         return y.to(x.dtype), {"ssm": last} if self.recurrent else None
 

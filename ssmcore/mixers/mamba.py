@@ -143,10 +143,11 @@ class Mamba(Mixer):
             return super().mix_pair(other, x, turned, ctx, turned_ctx)
         pair, shape = (self, other), x.shape[:2]
         u, z = _each([m.in_proj for m in pair], torch.stack([x, turned])).chunk(2, dim=-1)
+        biases: list[Tensor] = [m.conv1d.bias for m in pair if m.conv1d.bias is not None]
         u = causal_conv1d(
             _side_by_side(u),
             torch.cat([m.conv1d.weight[:, 0] for m in pair]),
-            None if self.conv1d.bias is None else torch.cat([m.conv1d.bias for m in pair]),
+            None if self.conv1d.bias is None else torch.cat(biases),
             activation="silu",
             cu_seqlens=ctx.cu_seqlens,
         )
@@ -159,9 +160,9 @@ class Mamba(Mixer):
             weight = at_least_float32(torch.stack([m.dt_proj.weight for m in pair]))
             bias = at_least_float32(torch.cat([m.dt_proj.bias for m in pair]))
             dt = _side_by_side(torch.bmm(low_rank.flatten(1, 2).to(weight.dtype), weight.mT).unflatten(1, shape))
-            scaled = ctx.dt is not None
-            if scaled:  # the tokens' own steps, each direction's
-                scale = torch.stack([ctx.dt, turned_ctx.dt], -1)[..., None].to(dt.dtype)
+            steps = [c.dt for c in (ctx, turned_ctx) if c.dt is not None]
+            if steps:  # the tokens' own, each direction's
+                scale = torch.stack(steps, -1)[..., None].to(dt.dtype)
                 dt = (F.softplus(dt + bias).unflatten(-1, (2, -1)) * scale).flatten(-2)
         y = selective_scan(
             u,
@@ -171,8 +172,8 @@ class Mamba(Mixer):
             C.movedim(0, 2),
             D=torch.cat([m.D for m in pair]),
             z=_side_by_side(z),
-            dt_bias=None if scaled else bias,
-            dt_softplus=not scaled,
+            dt_bias=None if steps else bias,
+            dt_softplus=not steps,
             cu_seqlens=ctx.cu_seqlens,
             rule=self.config.rule,
         )

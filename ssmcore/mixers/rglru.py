@@ -69,8 +69,9 @@ class RgLru(Mixer):
         self.out_proj = nn.Linear(d, d_model)
         for linear in (self.y_proj, self.x_proj, self.out_proj):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        for bias in (self.y_proj.bias, self.x_proj.bias, self.out_proj.bias, self.conv.bias):
-            nn.init.zeros_(bias)
+        for biased in (self.y_proj, self.x_proj, self.out_proj, self.conv):
+            if biased.bias is not None:
+                nn.init.zeros_(biased.bias)
 
     def param_spec(self) -> dict[str, ParamSpec]:
         """Λ does not decay. No shapes, raises nothing."""

@@ -7,6 +7,8 @@ segments. The backend "native" is chunks of matrix products in PyTorch, on every
 decay a head, or none, without the delta rule; "reference" is the loop.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -159,7 +161,8 @@ def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     if backend == "triton":
         from . import triton
 
-        return triton.backward(*cotangents, *inputs[:4], inputs[5], the_rows, reverse, chunk)
+        given: tuple[Any, ...] = (*cotangents, *inputs[:4], inputs[5], the_rows, reverse, chunk)
+        return triton.backward(*given)
 
     def run(*given: Tensor) -> tuple[Tensor, Tensor]:
         it = iter(given)

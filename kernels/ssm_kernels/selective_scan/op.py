@@ -184,7 +184,7 @@ def scan(
     cast = [t if t is None or key in as_given else t.to(wide if key in AS_STATE else dtype) for key, t in given.items()]
     # Traces keep what backward wants in any case: the tracer compares a run with gradients to one without.
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in cast)
-    save = wanted or torch.jit.is_tracing()
+    save = wanted or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     y, last, _ = torch.ops.ssm_kernels.selective_scan(
         *cast, cu_seqlens, lengths, order, dt_softplus, reverse, rule, chosen, save
     )
@@ -248,8 +248,11 @@ def _folded(grads: list[Tensor | None], tensors: Tensors, order: Tensor | None) 
     dt, A, B, dt_bias = tensors[1], tensors[2], tensors[3], tensors[7]
     if _is_first(A, order):
         multiples = torch.arange(1, B.shape[-1] + 1, device=A.device)
+        assert grads[2] is not None
         grads[2] = (grads[2] * multiples).sum(-1).to(A.dtype)
     if _is_projected(dt_bias, order):
+        assert grads[1] is not None
+        assert grads[7] is not None
         step, low = grads[1].to(dt_bias.dtype).flatten(-3, -2), dt.to(dt_bias.dtype).flatten(-3, -2)
         with torch.autocast(dt.device.type, enabled=False):
             grads[1] = (step @ dt_bias[..., 1:]).to(dt.dtype).view(dt.shape)
@@ -279,13 +282,13 @@ def _reference(
 def _forward(
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
-    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    tensors: Tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
     if order is not None:
         check_order(order, _rows(dt, cu_seqlens, lengths))
+    options: Tensors = (dt_softplus, reverse, rule)
     if backend == "native":
-        return native.forward(
-            *_full(tensors, order), order, _rows(dt, cu_seqlens, lengths), dt_softplus, reverse, rule, save
-        )
+        given: Tensors = (*_full(tensors, order), order, _rows(dt, cu_seqlens, lengths), *options)
+        return native.forward(*given, save=save)
     if backend == "triton" and _has_work(dt, B):
         from . import triton
 
@@ -293,8 +296,9 @@ def _forward(
         tensors = (x, dt, _multiples(A, B, order), *tensors[3:])
         if _is_projected(dt_bias, order) and not triton.projects(tensors, order, the_rows):
             tensors = _full(tensors, order)
-        return triton.forward(*tensors, order, the_rows, dt_softplus, reverse, rule, save, _is_first(A, order))
-    return _reference(*tensors, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save)
+        given = (*tensors, order, the_rows, *options)
+        return triton.forward(*given, save=save, powers=_is_first(A, order))
+    return _reference(*(*tensors, cu_seqlens, lengths, order, *options, backend, save))
 
 
 def _fake(

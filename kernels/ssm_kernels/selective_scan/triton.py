@@ -114,7 +114,8 @@ class Problem:
     def shape(self) -> tuple[int, int, int, int, int]:
         """k, b, l, d, n."""
         n, d = self.A.shape[1:]
-        return (*self.dt.shape[:3], d, n)
+        k, b, l = self.dt.shape[:3]
+        return k, b, l, d, n
 
     @property
     def groups(self) -> int:
