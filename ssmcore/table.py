@@ -17,11 +17,11 @@ def mixer_table() -> str:
     """The table as lines of Markdown. No shapes, raises nothing."""
     from .mixers import MIXERS, create_mixer
 
-    lines = ["| mixer | what it is | state a channel | selective | computed by |", "|---|---|---|---|---|"]
+    lines = ["| mixer | what it is | state a channel | streams | selective | computed by |", "|---|---|---|---|---|---|"]
     for name in sorted(MIXERS):
         mixer = create_mixer(name, WIDTH)
-        selective = "yes" if mixer.selective else "no"
-        lines.append(f"| `{name}` | {mixer.title} | {_state(mixer)} | {selective} | {mixer.operator} |")
+        streams, selective = ("yes" if it else "no" for it in (mixer.recurrent, mixer.selective))
+        lines.append(f"| `{name}` | {mixer.title} | {_state(mixer)} | {streams} | {selective} | {mixer.operator} |")
     return "\n".join(lines)
 
 
@@ -43,9 +43,9 @@ def write_table(text: str, name: str = "text") -> str:
 
 
 def _state(mixer) -> str:
-    """How many numbers a channel keeps between two tokens; a complex one counts two."""
+    """How many numbers a channel keeps between two tokens, a complex one counts two; why there are none otherwise."""
     if not mixer.recurrent:
-        return "none: whole sequences" if mixer.causal else "none: sees the future"
+        return "whole sequences" if mixer.causal else "sees the future"
     if not mixer.bounded_state:
         return "grows with the tokens"
     count = 0

@@ -20,7 +20,9 @@ def test_every_mixer_has_a_row_that_says_something():
     assert states["s4d"] == "64"
     assert states["mamba"] == "38"  # twice the channels, each with 16 numbers and 3 past inputs
     assert states["attention"] == "grows with the tokens"
-    assert states["grid_mamba"] == "none: sees the future"
+    streams = {row[0].strip("`"): row[3] for row in rows}
+    assert (streams["mamba"], streams["hyena"], streams["grid_mamba"]) == ("yes", "no", "no")
+    assert states["grid_mamba"] == "sees the future"
 
 
 def test_titles_fit_a_table():
