@@ -17,7 +17,10 @@ def mixer_table() -> str:
     """The table as lines of Markdown. No shapes, raises nothing."""
     from .mixers import MIXERS, create_mixer
 
-    lines = ["| mixer | what it is | state a channel | streams | selective | computed by |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| mixer | what it is | state a channel | streams | selective | computed by |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in sorted(MIXERS):
         mixer = create_mixer(name, WIDTH)
         streams, selective = ("yes" if it else "no" for it in (mixer.recurrent, mixer.selective))
