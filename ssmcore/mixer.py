@@ -219,7 +219,7 @@ class Mixer(nn.Module):
         rows = None
         if reset is not None or (mask is not None and not bool(mask.all())):
             rows = Rows.of(reset, mask)
-        if x.shape[1] == 0 or (rows is not None and len(rows.positions) == 0):
+        if 0 in x.shape[:2] or (rows is not None and len(rows.positions) == 0):
             initial = state if state is not None or not keep else self.init_state(x.shape[0], device=x.device)
             return torch.zeros_like(x), initial
         if rows is None:

@@ -3,7 +3,7 @@
 import torch
 
 from ssmcore import state as states
-from tests.properties.cases import assert_close, leaves, run, sum_of, tokens
+from tests.properties.cases import assert_close, assert_same_state, leaves, run, sum_of, tokens
 
 
 def test_batch_items_do_not_meet(mixer):
@@ -11,6 +11,18 @@ def test_batch_items_do_not_meet(mixer):
     y, _ = run(mixer, x)
     for i in range(3):
         assert_close(run(mixer, x[i : i + 1])[0], y[i : i + 1])
+
+
+def test_no_batch_or_no_step_is_an_empty_answer(mixer):
+    """As the last, short batch of a shard may be; gradients are zeros."""
+    for b, l in ((0, 4), (0, 0), (2, 0)):
+        y, state = run(mixer, tokens(b, l).requires_grad_())
+        assert y.shape == tokens(b, l).shape
+        if y.requires_grad:
+            y.sum().backward()
+        assert all((p.grad == 0).all() for p in mixer.parameters() if p.grad is not None)
+        if mixer.recurrent:
+            assert_same_state(mixer, state, mixer.init_state(b))
 
 
 def test_the_given_state_is_not_changed(recurrent):

@@ -211,9 +211,9 @@ def check_order(order: Tensor, the_rows: list[rows.Row]) -> None:
             raise ValueError(f"routed_scan: order[{route}, {start}:{end}] is not a permutation of {start}..{end - 1}")
 
 
-def _has_work(dt: Tensor, B: Tensor) -> bool:
-    """Whether there is a state and a step at all: a kernel cannot be launched for none."""
-    return dt.numel() > 0 and B.numel() > 0
+def _at_work(backend: str, dt: Tensor, B: Tensor) -> str:
+    """The backend that runs: a kernel cannot be launched for no state or no step, and the reference serves there."""
+    return backend if dt.numel() > 0 and B.numel() > 0 else "reference"
 
 
 def _is_first(A: Tensor, order: Tensor | None) -> bool:
@@ -283,13 +283,14 @@ def _forward(
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, save
 ):
     tensors: Tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    backend = _at_work(backend, dt, B)
     if order is not None:
         check_order(order, _rows(dt, cu_seqlens, lengths))
     options: Tensors = (dt_softplus, reverse, rule)
     if backend == "native":
         given: Tensors = (*_full(tensors, order), order, _rows(dt, cu_seqlens, lengths), *options)
         return native.forward(*given, save=save)
-    if backend == "triton" and _has_work(dt, B):
+    if backend == "triton":
         from . import triton
 
         the_rows = rows_or_none("selective_scan", dt[0] if order is not None else dt, cu_seqlens, lengths)
@@ -307,10 +308,11 @@ def _fake(
     b, l = dt.shape[-3], dt.shape[-2]
     r = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
     A = _multiples(A, B, order)
+    backend = _at_work(backend, dt, B)
     shape: tuple[int, ...] = (0,)
     if backend == "native" and save:
         shape = native.boundaries_shape(A, b * l, r, native.groups_of(B, C, order))
-    if backend == "triton" and save and _has_work(dt, B):
+    if backend == "triton" and save:
         from . import triton
 
         shape = triton.boundaries_shape(A, dt.shape, r)
@@ -320,7 +322,8 @@ def _fake(
 
 def _backward(cotangents, saved, inputs) -> list[Tensor] | None:
     tensors, (cu_seqlens, lengths, order, dt_softplus, reverse, rule, backend, _) = inputs[:9], inputs[9:]
-    if backend == "reference" or (backend == "triton" and not _has_work(tensors[1], tensors[3])):
+    backend = _at_work(backend, tensors[1], tensors[3])
+    if backend == "reference":
         return None
     dy, dlast, _ = cotangents
     x, dt = tensors[:2]
