@@ -1,4 +1,4 @@
-"""Operators with no batch, no step, no channel or no state: empty outputs, states passed through, gradients all the same."""
+"""Operators with no batch, step, channel or state: empty outputs, states passed through, gradients all the same."""
 
 import pytest
 import torch
