@@ -35,18 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for input that cannot be used, 130 when interrupted.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(CompressConfig, words, prog=PROG, usage="--checkpoint RUN_DIR --input FILE [--output FILE]")
-    try:
-        return run(config)
-    except AudioError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROG}: stopped; nothing was written", file=sys.stderr)
-        return 130
+    config = cli.parse(CompressConfig, argv, prog=PROG, usage="--checkpoint RUN_DIR --input FILE [--output FILE]")
+    return guarded(lambda: run(config), prog=PROG, refused=AudioError, go_on="nothing was written")
 
 
 def run(config: CompressConfig) -> int:

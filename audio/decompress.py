@@ -29,19 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for input that cannot be used, 130 when interrupted.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
     usage = "--checkpoint RUN_DIR --input FILE --output FILE"
-    config = cli.parse(DecompressConfig, sys.argv[1:] if argv is None else list(argv), prog=PROG, usage=usage)
-    status, line = 0, ""
-    try:
-        line = run(config)
-    except AudioError as error:
-        status, line = 2, str(error)
-    except KeyboardInterrupt:
-        status, line = 130, "stopped; nothing was written"
-    print(f"{PROG}: {line}" if status else line, file=sys.stderr if status else sys.stdout)
-    return status
+    config = cli.parse(DecompressConfig, argv, prog=PROG, usage=usage)
+    return guarded(lambda: print(run(config)), prog=PROG, refused=AudioError, go_on="nothing was written")
 
 
 def run(config: DecompressConfig) -> str:

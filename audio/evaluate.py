@@ -45,19 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for input that cannot be used, 130 when interrupted.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(EvaluateConfig, words, prog=PROG, usage="--checkpoint RUN_DIR --data RECORDINGS [options]")
-    try:
-        print(run(config))
-    except AudioError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROG}: stopped", file=sys.stderr)
-        return 130
-    return 0
+    config = cli.parse(EvaluateConfig, argv, prog=PROG, usage="--checkpoint RUN_DIR --data RECORDINGS [options]")
+    return guarded(lambda: print(run(config)), prog=PROG, refused=AudioError)
 
 
 def run(config: EvaluateConfig) -> str:

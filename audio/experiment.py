@@ -61,6 +61,11 @@ class Experiment:
             held = f"-without-{options.leave_out}" if options.leave_out else ""
             self.run_dir = make_run_dir(config.output, f"{collection.name}{held}", saved)
 
+    def run(self) -> None:
+        """Train and score. Raises as `train`."""
+        self.train()
+        self.report()
+
     def train(self) -> None:
         """Leave best.safetensors in the run folder.
 

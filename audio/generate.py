@@ -76,16 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for input that cannot be used, 130 after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(GenerateConfig, words, prog=PROG, usage="--checkpoint RUN_DIR [--seconds 5] [--out out.wav]")
-    try:
+    config = cli.parse(GenerateConfig, argv, prog=PROG, usage="--checkpoint RUN_DIR [--seconds 5] [--out out.wav]")
+
+    def job() -> int:
         check(config)
         return generate(config)
-    except AudioError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
+
+    return guarded(job, prog=PROG, refused=AudioError)
 
 
 def check(config: GenerateConfig) -> None:

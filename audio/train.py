@@ -21,21 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
     usage = "--data RECORDINGS [--recipe fsdd_small] [options]"
-    config = cli.parse(TrainConfig, words, prog=PROG, usage=usage, recipes=RECIPES)
-    try:
-        return run(config)
-    except AudioError as error:
-        status, line = 2, str(error)
-    except OSError as error:  # a full disk, a folder that may not be written
-        status, line = 2, f"{error.filename or config.output}: {error.strerror or error}"
-    except KeyboardInterrupt:  # outside the training loop, which saves its state and says how to go on
-        status, line = 130, "stopped"
-    print(f"{PROG}: {line}", file=sys.stderr)
-    return status
+    config = cli.parse(TrainConfig, argv, prog=PROG, usage=usage, recipes=RECIPES)
+    return guarded(lambda: run(config), prog=PROG, refused=AudioError)
 
 
 def run(config: TrainConfig) -> int:
@@ -60,23 +50,14 @@ def run(config: TrainConfig) -> int:
         raise AudioError("--recordings.carry: DiffWave makes all samples of a window at once and carries no state")
     collection = load_collection(config.data, options.layout, options.leave_out)
 
-    from ssmcore.engine import Interrupted, NonFiniteError
+    from ssmcore.engine import guarded
 
     if config.network == "diffwave":
         from .diffusion import DiffusionExperiment as Experiment
     else:
         from .experiment import Experiment
     experiment = Experiment(config, collection)
-    try:
-        experiment.train()
-    except Interrupted as stop:
-        print(f"{stop}; go on with: {PROG} --resume {experiment.run_dir}", file=sys.stderr)
-        return 128 + stop.signum
-    except NonFiniteError as error:
-        print(f"{PROG}: {error} (in {experiment.run_dir})", file=sys.stderr)
-        return 1
-    experiment.report()
-    return 0
+    return guarded(experiment.run, prog=PROG, run_dir=experiment.run_dir)
 
 
 if __name__ == "__main__":

@@ -20,19 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
     usage = "--data NAME [--protocol split|A|B] [--model.name graph_mamba|gred|...] [options]"
-    config = cli.parse(TrainConfig, words, prog=PROG, usage=usage, recipes=RECIPES)
-    try:
-        return _list() if config.data == "list" else run(config)
-    except ValueError as error:  # GraphError and what constructors refuse
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # outside the training loop, which saves its state and says how to go on
-        print(f"{PROG}: stopped", file=sys.stderr)
-        return 130
+    config = cli.parse(TrainConfig, argv, prog=PROG, usage=usage, recipes=RECIPES)
+    job = _list if config.data == "list" else lambda: run(config)
+    return guarded(job, prog=PROG, refused=ValueError)  # GraphError and what constructors refuse
 
 
 def run(config: TrainConfig) -> int:
@@ -58,28 +51,19 @@ def run(config: TrainConfig) -> int:
     )
     create_model(data.schema, config.model)  # before a folder is made: an option may not fit
 
-    from ssmcore.engine import Interrupted, NonFiniteError
+    from ssmcore.engine import guarded
 
     from .experiment import Experiment
 
     experiment = Experiment(config, data)
-    try:
-        experiment.run()
-    except Interrupted as stop:
-        print(f"{stop}; go on with: {PROG} --resume {experiment.run_dir}", file=sys.stderr)
-        return 128 + stop.signum
-    except NonFiniteError as error:
-        print(f"{PROG}: {error} (in {experiment.run_dir})", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(experiment.run, prog=PROG, run_dir=experiment.run_dir)
 
 
-def _list() -> int:
+def _list() -> None:
     from .loaders import LOADERS
     from .synthetic import TASKS
 
     print(f"data sets: {', '.join(LOADERS)}\ngenerated tasks: {', '.join(TASKS)}")
-    return 0
 
 
 if __name__ == "__main__":

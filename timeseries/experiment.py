@@ -62,6 +62,11 @@ class Experiment:
             name = f"{stem}-{config.prediction_length}-{config.model}-{context_length or 'free'}"
             self.run_dir = make_run_dir(config.output, name, saved)
 
+    def run(self) -> None:
+        """Train and score. Raises as `train`."""
+        self.train()
+        self.report()
+
     def train(self) -> None:
         """Leave best.safetensors in the run folder.
 

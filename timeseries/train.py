@@ -21,19 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
     usage = "--data FILE.csv [--prediction-length 96] [--model linear_ssm|s_mamba|...] [options]"
-    config = cli.parse(TrainConfig, words, prog=PROG, usage=usage, recipes=RECIPES)
-    try:
-        return run(config)
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # outside the training loop, which saves its state and says how to go on
-        print(f"{PROG}: stopped", file=sys.stderr)
-        return 130
+    config = cli.parse(TrainConfig, argv, prog=PROG, usage=usage, recipes=RECIPES)
+    return guarded(lambda: run(config), prog=PROG, refused=DataError)
 
 
 def run(config: TrainConfig) -> int:
@@ -55,21 +47,12 @@ def run(config: TrainConfig) -> int:
     table, named = read_series_and_covariates(config)
     split = make_split(table, config.split, context_length, config.prediction_length)
 
-    from ssmcore.engine import Interrupted, NonFiniteError
+    from ssmcore.engine import guarded
 
     from .experiment import Experiment
 
     experiment = Experiment(config, table, split, context_length, named)
-    try:
-        experiment.train()
-    except Interrupted as stop:
-        print(f"{stop}; go on with: {PROG} --resume {experiment.run_dir}", file=sys.stderr)
-        return 128 + stop.signum
-    except NonFiniteError as error:
-        print(f"{PROG}: {error} (in {experiment.run_dir})", file=sys.stderr)
-        return 1
-    experiment.report()
-    return 0
+    return guarded(experiment.run, prog=PROG, run_dir=experiment.run_dir)
 
 
 def resolve_context(config: TrainConfig) -> int | None:

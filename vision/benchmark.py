@@ -60,18 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 if a case could not run, 2 for input that cannot be used, 130 after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
     words = [_listed(word, before) for word, before in _pairs(sys.argv[1:] if argv is None else list(argv))]
     config = cli.parse(BenchmarkConfig, words, prog=PROG, usage="[--models A,B] [--img-sizes 224,1248] [options]")
-    try:
-        rows = benchmark(config)
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return int(any(row.reason for row in rows))
+    return guarded(lambda: int(any(row.reason for row in benchmark(config))), prog=PROG, refused=DataError)
 
 
 def benchmark(config: BenchmarkConfig) -> list[Row]:

@@ -29,20 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for input that cannot be used, 130 after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
     usage = "--checkpoint RUN_DIR --data-dir FOLDER [--img-size 768] [options]"
-    config = cli.parse(EvaluateConfig, words, prog=PROG, usage=usage)
-    try:
-        evaluate(config)
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROG}: stopped", file=sys.stderr)
-        return 130
-    return 0
+    config = cli.parse(EvaluateConfig, argv, prog=PROG, usage=usage)
+    return guarded(lambda: evaluate(config), prog=PROG, refused=DataError)
 
 
 def evaluate(config: EvaluateConfig) -> "Scores":

@@ -60,6 +60,11 @@ class Experiment:
         )
         self.run_dir = self._folder()
 
+    def run(self) -> None:
+        """Train and score. Raises as `train`."""
+        self.train()
+        self.report()
+
     def train(self) -> None:
         """Leave best.safetensors, and all else that a run folder has.
 

@@ -28,16 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 if an image could not be read, 2 for other input that cannot be used.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
     usage = "IMAGE... --checkpoint RUN_DIR [--output influence.png] [options]"
-    config = cli.parse(PredictConfig, words, prog=PROG, usage=usage, positional="images")
-    try:
-        return predict(config)
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
+    config = cli.parse(PredictConfig, argv, prog=PROG, usage=usage, positional="images")
+    return guarded(lambda: predict(config), prog=PROG, refused=DataError)
 
 
 def predict(config: PredictConfig) -> int:

@@ -21,49 +21,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    config = cli.parse(
-        TrainConfig,
-        sys.argv[1:] if argv is None else list(argv),
-        prog=PROG,
-        usage="--data-dir FOLDER [--recipe NAME] [--model NAME] [options]",
-        recipes=RECIPES,
-    )
-    try:
-        if not config.data_dir:
-            raise DataError("give a folder or an archive of images with --data-dir")
-        from .experiment import Experiment
-
-        return finish(Experiment(config))
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # outside the training loop, which saves its state and says how to go on
-        print(f"{PROG}: stopped", file=sys.stderr)
-        return 130
+    usage = "--data-dir FOLDER [--recipe NAME] [--model NAME] [options]"
+    config = cli.parse(TrainConfig, argv, prog=PROG, usage=usage, recipes=RECIPES)
+    return guarded(lambda: run(config), prog=PROG, refused=DataError)
 
 
-def finish(experiment) -> int:
-    """Train and score an Experiment, and say how it ended.
+def run(config: TrainConfig) -> int:
+    """Train as configured and print the scores.
 
+    Args:
+        config: What to do.
     Returns:
         Exit status, as `main`.
     Raises:
         DataError: An image or an option cannot be used.
     """
-    from ssmcore.engine import Interrupted, NonFiniteError
+    if not config.data_dir:
+        raise DataError("give a folder or an archive of images with --data-dir")
+    from ssmcore.engine import guarded
 
-    try:
-        experiment.train()
-    except Interrupted as stop:
-        print(f"{stop}; go on with: {PROG} --resume {experiment.run_dir}", file=sys.stderr)
-        return 128 + stop.signum
-    except NonFiniteError as error:
-        print(f"{PROG}: {error} (in {experiment.run_dir})", file=sys.stderr)
-        return 1
-    experiment.report()
-    return 0
+    from .experiment import Experiment
+
+    experiment = Experiment(config)
+    return guarded(experiment.run, prog=PROG, run_dir=experiment.run_dir)
 
 
 if __name__ == "__main__":

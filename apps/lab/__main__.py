@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
     words = sys.argv[1:] if argv is None else list(argv)
     name = words[0] if words and words[0] in COMMANDS else ""
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = cli.parse(
         command.config, words[1:] if name else words, prog=prog, usage=usage, positional=command.positional
     )
-    return _guarded(lambda: command.job(config))
+    go_on = "--resume RUN_DIR goes on (table, scaling: the same command)"
+    return guarded(lambda: command.job(config), prog=PROG, refused=ValueError, go_on=go_on)
 
 
 def _one(config: LabConfig) -> None:
@@ -176,27 +177,6 @@ COMMANDS = {
     "kalman": Command(config=KalmanConfig, job=_kalman),
 }
 """By the first word; without one of them it is a task."""
-
-
-def _guarded(job: Callable[[], None]) -> int:
-    from ssmcore.engine import Interrupted, NonFiniteError
-    from ssmcore.mixer import Unsupported
-
-    try:
-        job()
-    except Interrupted as stop:
-        print(f"{PROG}: {stop}; --resume RUN_DIR goes on (table, scaling: the same command)", file=sys.stderr)
-        return 128 + stop.signum
-    except NonFiniteError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, Unsupported) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROG}: stopped", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ _HOME = {
     "fit": "run",
     "make_run_dir": "folder",
     "make_trainer": "run",
+    "guarded": "guard",
     "Interrupted": "errors",
     "NonFiniteError": "errors",
     "EpochSampler": "loader",

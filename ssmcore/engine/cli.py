@@ -102,7 +102,7 @@ def make_parser(
 
 def parse(
     config: type[Config],
-    argv: Sequence[str],
+    argv: Sequence[str] | None,
     *,
     prog: str,
     usage: str = "",
@@ -115,8 +115,8 @@ def parse(
 
     Args:
         config: The dataclass; a field `resume` switches the --resume rule on.
-        argv: Arguments without the program name; dashes inside option names are as good as underscores, and the name of
-            a yes-or-no option alone is a yes.
+        argv: Arguments without the program name, None for those of the process; dashes inside option names are as good
+            as underscores, and the name of a yes-or-no option alone is a yes.
         prog: What the person typed, for messages.
         usage: First line of the help, without `prog`.
         recipes: Functions that return a config, by name.
@@ -128,7 +128,7 @@ def parse(
     """
     recipes = dict(recipes or {})
     switches = {f"--{f.name}" for f in dataclasses.fields(config) if f.type is bool}
-    words = _switched([_underscored(word) for word in argv], switches)
+    words = _switched([_underscored(word) for word in (sys.argv[1:] if argv is None else argv)], switches)
     parser = make_parser(config, prog, usage, tuple(recipes), positional)
     if name := _value_of("--recipe", words):
         if name not in recipes:

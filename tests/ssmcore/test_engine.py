@@ -20,6 +20,7 @@ from ssmcore.engine import (  # noqa: E402
     cli,
     cosine_schedule,
     fit,
+    guarded,
     load_weights,
     make_loader,
     make_optimizer,
@@ -287,3 +288,28 @@ def test_load_weights_refuses_other_files(tmp_path):
         load_weights(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="there is no file"):
         load_weights(tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "line"),
+    [
+        (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM; the state is saved; go on with: x --resume a"),
+        (KeyboardInterrupt(), 130, "stopped; go on with: x --resume a"),
+        (NonFiniteError("loss is nan"), 1, "loss is nan (in a)"),
+        (KeyError("no such column"), 2, "'no such column'"),
+        (OSError(28, "No space left on device", "a/metrics.csv"), 2, "a/metrics.csv: No space left on device"),
+    ],
+)  # fmt: skip
+def test_a_command_ends_in_one_line_and_a_status(raised, status, line, capsys):
+    def job():
+        raise raised
+
+    assert guarded(job, prog="x", refused=KeyError, run_dir="a") == status
+    assert capsys.readouterr().err == f"x: {line}\n"
+
+
+def test_a_command_keeps_its_own_status_and_our_mistakes_are_seen():
+    assert guarded(lambda: 3, prog="x") == 3
+    assert guarded(lambda: "done", prog="x") == 0
+    with pytest.raises(KeyError):
+        guarded(lambda: {}["a"], prog="x")
