@@ -5,7 +5,7 @@
 
 The kernel comes from its generating function, K(z) = sum_t K[t] z^t, which the low rank turns into four Cauchy sums:
 
-    K(z) = 2 dt (k_CB - w k_CP k_QB / (1 + w k_QP)),   k_uv = sum_n u_n v_n / (2 (1 - z) - w Λ_n),  w = dt (1 + z)
+    K(z) = 2 / (1 + z) (k_CB - k_CP k_QB / (1 + k_QP)),   k_uv = sum_n u_n v_n / (s - Λ_n),   s = 2/dt (1 - z) / (1 + z)
 
 The paper takes |z| = 1 and weights C by 1 - A^L, which ties C to one length L. Here z runs on a circle of radius < 1,
 in double precision, so that what comes after the last tap has faded when it wraps around: any length, from one C.
@@ -194,7 +194,8 @@ def generating_function(
 ) -> Complex[Tensor, "d f"]:
     """sum_t K[t] z^t of diag(Λ) - P Q*, sampled by the bilinear rule, one of each conjugate pair given.
 
-    A pair's two terms are one of real weights, 2 (a Re uv - w Re(uv Λ*)) / ((a - w Λ)(a - w Λ*)), a = 2 (1 - z).
+    With s = (2/dt) (1 - z)/(1 + z), a pair's two terms are one of real weights, 2 (s Re uv - Re(uv Λ*)) / e, and
+    e = (s - Λ)(s - Λ*) = s^2 - 2 s Re Λ + |Λ|^2 is a matrix product, three real numbers of a pair by three of z.
 
     Args:
         Lambda, P, Q, B, C: The systems, shape (d, m).
@@ -202,15 +203,21 @@ def generating_function(
         z: Where, |z| < 1, shape (f,).
     Returns:
         K(z), shape (d, f).
-    Source: Gu et al. 2022, S4, appendix C.3, multiplied out so that z = -1 is no special case.
+    Source: Gu et al. 2022, S4, appendix C.3.
     """
-    a, w = 2 * (1 - z), dt[:, None] * (1 + z)
-    inverse = 1 / ((a - w[:, None] * Lambda[..., None]) * (a - w[:, None] * Lambda[..., None].conj()))
+    w = dt[:, None] * (1 + z)
+    s = 2 * (1 - z) / w
+    at_z = torch.stack([torch.cat([t.real, t.imag], -1) for t in (s * s, s, torch.ones_like(s))], 1)
+    of_pair = [torch.ones_like(Lambda.real), -2 * Lambda.real, Lambda.real**2 + Lambda.imag**2]
+    e = torch.stack(of_pair, -1) @ at_z  # (d, m, 2 f): the real parts, then the imaginary ones
+    real, imag = e.unflatten(-1, (2, -1)).unbind(-2)
+    scale = (real * real + imag * imag).reciprocal()
+    inverse = torch.cat([real * scale, imag * -scale], -1)
     products = torch.stack([C * B, C * P, Q.conj() * B, Q.conj() * P], 1)  # (d, 4, m)
     weights = torch.cat([products.real, (products * Lambda[:, None].conj()).real], 1)
-    sums = torch.complex(weights @ inverse.real, weights @ inverse.imag)
-    k_cb, k_cp, k_qb, k_qp = (2 * (a * sums[:, :4] - w[:, None] * sums[:, 4:])).unbind(1)
-    return 2 * dt[:, None] * (k_cb - w * k_cp * k_qb / (1 + w * k_qp))
+    sums = torch.complex(*(weights @ inverse).unflatten(-1, (2, -1)).unbind(-2))
+    k_cb, k_cp, k_qb, k_qp = (2 * (s[:, None] * sums[:, :4] - sums[:, 4:])).unbind(1)
+    return 2 / (1 + z) * (k_cb - k_cp * k_qb / (1 + k_qp))
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
