@@ -72,7 +72,7 @@ def run(visit: Visit) -> Section:
             _score_table(contest),
             Text(
                 "Against the LinearSSM that it started from, learning by gradient changed the mean absolute error on "
-                f"the test part by {gain:+.3f} ppm."
+                f"the test part by {gain:+z.3f} ppm."
                 + " A series this short and regular leaves it little."
                 * (abs(gain) < 0.03 * ppm[LINEAR_SHORT])
             ),
