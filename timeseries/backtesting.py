@@ -150,7 +150,7 @@ def seasonal_error(values: Tensor, season: int) -> Tensor:
 def _quantiles(predictor: SSMPredictor, series: Any, origins: Tensor, levels: tuple[float, ...]) -> Tensor:
     """Shape (levels, c, origins, h), in the units of the data."""
     network, calibration = predictor.network, predictor.trained.calibration
-    memory = 0 if calibration is None else calibration.memory + predictor.prediction_length
+    memory = 0 if calibration is None else calibration.looks_back(int(origins[0]) + 1)
     count = min(series.length, series.length - int(origins[0]) + memory)
     window = predictor.on_device(whole_window(network, series, count))
     hidden = network(window)
@@ -165,6 +165,11 @@ def _quantiles(predictor: SSMPredictor, series: Any, origins: Tensor, levels: tu
     point = network.head.point(window, hidden).cpu()
     # Rows of errors go by their outcome, so what one origin knows is a slice of what the last one knows.
     errors, rows = recent_errors(series.target[None], point, count), []
+    if calibration.gain:
+        scale = window.scale.cpu()
+        width = calibration.widths(errors, scale)
+        rows = [point[:, :, p] + calibration.adapted(width[:, :, p], scale[..., p], levels) for p in places.tolist()]
+        return torch.stack(rows, 3)[:, 0] + series.first[:, None, None]
     for origin, place in zip(origins.tolist(), places.tolist(), strict=True):
         stop = errors.shape[2] - (series.length - 1 - origin)
         known = errors[:, :, max(0, stop - calibration.memory) : stop]

@@ -25,7 +25,7 @@ class LinearSSMConfig:
     """Validation score that chooses the strength without folds, and whether a cycle and covariates are taken. The
     absolute error is less swayed by a few wild days."""
     median: bool = True
-    """Try a read-out of least absolute errors too, by gradient from the ridge solution (timeseries.train)."""
+    """Try a read-out of least absolute errors too, by gradient from the ridge solution."""
     own: bool = True
     """Try one more that each series has for itself and that moves with the hour, from that of least absolute errors;
     for at most 32 series. The mean of those read-outs is taken that is best on the validation part (timeseries.train).
@@ -138,14 +138,17 @@ class FitConfig:
     """Last part of every series that chooses and calibrates, where no validation data are given."""
     memory: int = 2000
     """Errors of the latest forecasts, a step ahead, that the conformal intervals of a series are made of."""
+    gain: float = 0.0
+    """How fast the widths of conformal intervals follow what they have covered, in horizons; 3 for long horizons, where
+    the latest errors are too few to go by; 0 for quantiles of the latest errors. Reads the whole history."""
     seed: int = 0
     """Seed of the weights, the order of the windows and the dropout."""
 
     def __post_init__(self):
-        if not 0 < self.validation_share < 1 or self.memory < 1:
+        if not 0 < self.validation_share < 1 or self.memory < 1 or not 0 <= self.gain < float("inf"):
             raise ValueError(
-                f"FitConfig: validation_share={self.validation_share}, memory={self.memory}, expected a share between "
-                "0 and 1 and at least one error"
+                f"FitConfig: validation_share={self.validation_share}, memory={self.memory}, gain={self.gain}, "
+                "expected a share between 0 and 1, at least one error, and a gain of 0 or more"
             )
 
 

@@ -7,10 +7,17 @@ in units of the running scale, stand in for as many as PRIOR of them.
     recent[h]  y[j + h] - base[j, h]  for the latest origins j whose outcome is known,  times inflation[h]
     level q    weighted quantile of recent[h] (weight 1 each) and scale * sketch[:, h] (PRIOR less their number, in all)
 
-Source: split conformal prediction with a moving calibration set (Xu & Xie 2021, EnbPI; Stankeviciute et al. 2021 for a
-set a step ahead). Exchangeability does not hold for series, so coverage is measured, not promised.
+For long horizons a memory holds few errors that are independent, and their quantiles cover too little. With a `gain`
+the width of every step ahead follows what the intervals that were issued have covered:
 
-    b  items      c  channels      j  origins      h  prediction_length      s  points of the sketch
+    level q    scale * (m[h] + exp(width[h]) (sketch quantile q - m[h])),  m the median of the sketch
+    width[h]   += gain / H (missed - 0.2)    once an outcome is known; missed: outside the 80 % interval issued for it
+
+Source: split conformal prediction with a moving calibration set (Xu & Xie 2021, EnbPI; Stankeviciute et al. 2021 for a
+set a step ahead); Gibbs & Candes 2021, adaptive conformal inference, here on the logarithm of the width.
+Exchangeability does not hold for series, so coverage is measured, not promised.
+
+    b  items      c  channels      t  steps      j  origins      h  prediction_length      s  points of the sketch
 """
 
 import math
@@ -24,6 +31,8 @@ from torch import Tensor
 LEVELS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975)
 PRIOR = 200
 POINTS = 100
+WIDEST = 7.0
+"""Bound of the logarithm of a width: a thousand times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +45,18 @@ class Calibration:
     """How much larger errors are out of sample than on rows that the final fit has seen, float64, shape (h,)."""
     memory: int
     """Errors a step that count at most."""
+    gain: float = 0.0
+    """How fast the width follows what was covered; 0 for not at all, with quantiles of recent errors."""
 
     @classmethod
-    def fit(cls, errors: Tensor, seen: Tensor | None, memory: int) -> "Calibration":
+    def fit(cls, errors: Tensor, seen: Tensor | None, memory: int, gain: float = 0.0) -> "Calibration":
         """From the errors of the validation windows.
 
         Args:
             errors: In units of the running scale, NaN where unknown, shape (n, h).
             seen: The same windows' errors under the final fit, which has seen their outcomes; None if it has not.
             memory: Errors a step that count at most.
+            gain: How fast the width follows what was covered.
         """
         horizon = errors.shape[1]
         points = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
@@ -59,7 +71,75 @@ class Calibration:
             ratio = errors.abs().nanmean(0) / seen.abs().nanmean(0).clamp_min(1e-30)
             # One factor for neighbouring steps: a ratio of two means is noisy, and below 1 it is nothing but noise.
             inflation = torch.where(ratio.isfinite(), ratio, 1.0).mean().clamp(1.0, 2.0).expand(horizon).clone()
-        return cls(sketch=sketch, inflation=inflation, memory=memory)
+        return cls(sketch=sketch, inflation=inflation, memory=memory, gain=gain)
+
+    def looks_back(self, length: int) -> int:
+        """Origins of a series of `length` steps whose forecasts are needed: the latest, or all where widths follow."""
+        return length if self.gain else min(length, self.memory + len(self.inflation))
+
+    def reach(self, errors: Tensor, scale: Tensor) -> Tensor:
+        """Logarithm of the width that an 80 % interval needed to cover an error; NaN where that is not known.
+
+        Args:
+            errors: In the units of the data, NaN where unknown, shape (..., h).
+            scale: Running scale when each forecast was made, shape (..., h).
+        Returns:
+            Shape (..., h).
+        """
+        low, middle, high = self._of_sketch((0.1, 0.5, 0.9))
+        off = errors * self.inflation / scale - middle
+        return torch.maximum(off / (high - middle), off / (low - middle)).log()
+
+    def wider(self, width: Tensor, reach: Tensor, issued: Tensor) -> Tensor:
+        """The width after an outcome of every step ahead.
+
+        Args:
+            width: Before, shape (..., h).
+            reach: Of the outcomes, shape (..., h).
+            issued: Width of the intervals that were issued for them, shape (..., h).
+        Returns:
+            Shape (..., h).
+        """
+        missed = (reach > issued).to(width) - 0.2
+        moved = width + torch.where(reach.isnan(), 0.0, self.gain / width.shape[-1] * missed)
+        return moved.clamp(-WIDEST, WIDEST)
+
+    def widths(self, errors: Tensor, scale: Tensor) -> Tensor:
+        """The widths after every step of a series, from its beginning.
+
+        Args:
+            errors: By outcome, as `recent_errors` gives those of all steps, shape (b, c, t, h).
+            scale: Running scale, shape (b, c, t).
+        Returns:
+            Shape (b, c, t, h).
+        """
+        t, h = errors.shape[-2:]
+        steps = torch.arange(h)
+        made = (torch.arange(t)[:, None] - 1 - steps).clamp_min(0)  # when the forecast of each outcome was made
+        reach, widths = self.reach(errors, scale[..., made]), torch.zeros_like(errors)
+        for now in range(1, t):
+            issued = widths[..., made[now], steps]
+            widths[..., now, :] = self.wider(widths[..., now - 1, :], reach[..., now, :], issued)
+        return widths
+
+    def _of_sketch(self, levels: Sequence[float]) -> Tensor:
+        """Quantiles of the sketch, shape (n, h)."""
+        places = [min(math.ceil(level * len(self.sketch)), len(self.sketch)) - 1 for level in levels]
+        return self.sketch[places]
+
+    def adapted(self, width: Tensor, scale: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
+        """Quantiles of the error of the next forecast, by widths.
+
+        Args:
+            width: Shape (b, c, h).
+            scale: Running scale, shape (b, c).
+            levels: n of them.
+        Returns:
+            Shape (n, b, c, h), rising in n.
+        """
+        (middle,) = self._of_sketch((0.5,))
+        spread = (self._of_sketch(levels) - middle)[:, None, None]
+        return scale[..., None] * (middle + width.exp() * spread)
 
     def quantiles(self, recent: Tensor, scale: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
         """Quantiles of the error of the next forecast.

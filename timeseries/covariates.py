@@ -7,7 +7,6 @@
 Named columns are in standard units of the training part.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from .config import TrainConfig
 from .data import Scaler, Table, read_csv
 from .errors import DataError
+from .frequency import harmonics_of, waves
 from .series import period_freq
 
 
@@ -62,10 +62,8 @@ class Covariates:
         if named.shape[1]:
             columns = (*config.known, *config.past)
             scale = Scaler.fit(Table(**{**vars(table), "values": named, "columns": columns}), rows)
-        periods = [p for p in table.frequency.periods if p > 1]
-        counts = [(p, min(k, p // 2)) for p, k in zip(periods, config.cycle, strict=False)]
         return cls(
-            harmonics=tuple((p, k) for p, k in counts if k and 2 * p <= rows[1] - rows[0]),
+            harmonics=harmonics_of(table.frequency.periods, config.cycle, rows[1] - rows[0]),
             first=str(table.dates[0]),
             offset=table.frequency.offset,
             known=tuple(config.known),
@@ -83,18 +81,14 @@ class Covariates:
         Returns:
             Known for the future: harmonics, then named columns, float64, shape (t, q); inputs of networks, (t, k).
         """
-        waves = [np.zeros((len(dates), 0))]
+        cycles = np.zeros((len(dates), 0))
         if self.harmonics:
             freq = period_freq(self.offset)
             first = pd.Period(self.first, freq)
-            steps = (dates.to_period(freq).asi8 - first.ordinal) / first.freq.n
-            for period, count in self.harmonics:
-                angles = 2 * math.pi / period * steps[:, None] * np.arange(1, count + 1)
-                # The sine at half a cycle's steps is zero everywhere.
-                waves += [np.cos(angles), np.sin(angles)[:, : (period - 1) // 2]]
+            cycles = waves((dates.to_period(freq).asi8 - first.ordinal) / first.freq.n, self.harmonics)
         if self.inputs:
             named = (named - np.array(self.mean)) / np.array(self.scale)
-        known = np.concatenate([*waves, named[:, : len(self.known)]], 1)
+        known = np.concatenate([cycles, named[:, : len(self.known)]], 1)
         return torch.from_numpy(known), torch.from_numpy(np.nan_to_num(named))
 
     def clock(self, known: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Kalman filter alone takes in: intervals are exact, missing values are skipped, n
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from gluonts.core.component import validated
-from gluonts.model.estimator import Estimator
 from gluonts.time_feature import time_features_from_frequency_str
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -31,8 +30,7 @@ from .gaussian import GaussianPredictor, candidates
 from .models.deep_state import DeepState
 from .predictor import WEIGHTS
 from .series import Schema, Series, period_freq, read_schema, read_series
-
-Entries = Iterable[Mapping[str, Any]]
+from .trainable import OTHER_OPTIONS, Entries, Trainable, check_lengths
 
 
 class DeepStatePredictor(GaussianPredictor):
@@ -94,7 +92,7 @@ class DeepStatePredictor(GaussianPredictor):
     __hash__ = None
 
 
-class DeepStateEstimator(Estimator):
+class DeepStateEstimator(Trainable[DeepStatePredictor]):
     """DeepState: a network sets the noise of a structural model.
 
     Args:
@@ -126,37 +124,11 @@ class DeepStateEstimator(Estimator):
         callbacks: Any = (),
     ):
         super().__init__(lead_time=0)
-        for name, value in (("prediction_length", prediction_length), ("context_length", context_length)):
-            if value is not None and value < 1:
-                raise ValueError(f"DeepStateEstimator: {name}={value}, expected at least 1")
+        check_lengths(self, prediction_length=prediction_length, context_length=context_length)
         self.prediction_length, self.context_length = prediction_length, context_length
         self.freq = None if freq is None else period_freq(freq)
         self.config, self.mixer, self.d_model, self.num_layers = config, mixer, d_model, num_layers
         self.fit, self.callbacks = fit or FitConfig(), list(callbacks)
-
-    def train(self, training_data: Entries, validation_data: Entries | None = None) -> DeepStatePredictor:
-        """Fit to a dataset; the last windows of each series choose the epoch.
-
-        Args:
-            training_data: GluonTS data entries, of any lengths.
-            validation_data: Series that choose the epoch instead.
-        Raises:
-            ValueError: The data cannot be used; one sentence that names the item.
-        """
-        return self._train(None, training_data, validation_data)
-
-    def train_from(
-        self, predictor: DeepStatePredictor, training_data: Entries, validation_data: Entries | None = None
-    ) -> DeepStatePredictor:
-        """Go on from a trained predictor with further data.
-
-        Args:
-            predictor: From an estimator with the same options.
-            training_data, validation_data: As in `train`.
-        Raises:
-            ValueError: The predictor has other options, or the data cannot be used.
-        """
-        return self._train(predictor, training_data, validation_data)
 
     def _train(
         self, predictor: DeepStatePredictor | None, training_data: Entries, validation_data: Entries | None
@@ -183,7 +155,7 @@ class DeepStateEstimator(Estimator):
         made = DeepStatePredictor(network, schema, self.prediction_length, context, options)
         if predictor is not None:
             if made.plan() != predictor.plan():
-                raise ValueError("train_from: the predictor was trained with other options than this estimator has")
+                raise ValueError(OTHER_OPTIONS)
             network.load_state_dict(predictor.network.state_dict())
         learn(network, series, apart, context, self.fit, self.callbacks)
         return made

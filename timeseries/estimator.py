@@ -7,16 +7,18 @@
 How it works is in fitting.py (what is done in which order), models/ (the networks), heads.py (the outputs).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from gluonts.core.component import validated
-from gluonts.model.estimator import Estimator
 
 from .config import FitConfig, LinearSSMConfig, SimbaConfig, SMambaConfig, StreamConfig, TimeMachineConfig
-from .fitting import Item, calibrate, fit_base, pair, validation_errors
-from .frequency import periods_of
+from .fitting import Choice, Item, calibrate, fit_base, pair, validation_errors
+from .frequency import harmonics_of, periods_of
 from .heads import describe_output
 from .models.blueprint import STACKS, Blueprint
 from .models.linear_base import LinearBase
@@ -25,11 +27,10 @@ from .models.network import Network
 from .models.window_forecaster import MIXERS
 from .predictor import SSMPredictor, Trained
 from .series import Schema, period_freq, read_schema, read_series
+from .trainable import OTHER_OPTIONS, Entries, Trainable, check_lengths
 
-Entries = Iterable[Mapping[str, Any]]
 
-
-class SSMEstimator(Estimator):
+class SSMEstimator(Trainable[SSMPredictor]):
     """LinearSSM, with a state-space network on top of it if `mixer` is given.
 
     Args:
@@ -43,10 +44,13 @@ class SSMEstimator(Estimator):
         output: `conformal` for intervals from past errors, a name of `heads.OUTPUTS`, or a GluonTS output.
         covariates: Use feat_dynamic_real, past_feat_dynamic_real, feat_static_real and feat_static_cat where the data
             have them; LinearSSM itself uses the first. False leaves them alone.
-        linear: Options of the linear base.
+        linear: Options of the linear base: its poles, ridge, select, median and mean_by; the others are of
+            timeseries.train. None for the default ones without the median, which is all closed form.
         fit: What is held out, and how the part that has no closed form is trained.
         num_samples: Samples of a forecast, where the output draws them.
         callbacks: Lightning callbacks, kept for every training.
+        cycle: Harmonics of each season, shortest first, of a cycle of the calendar that is taken off every channel, in
+            units of the item's scale, if that helps on the validation part; the default is none.
     Raises:
         ValueError: A value that cannot be used; the text names it.
     """
@@ -70,11 +74,10 @@ class SSMEstimator(Estimator):
         fit: Any = None,
         num_samples: int = 100,
         callbacks: Any = (),
+        cycle: Sequence[int] = (),
     ):
         super().__init__(lead_time=0)
-        for name, value in (("prediction_length", prediction_length), ("context_length", context_length)):
-            if value is not None and value < 1:
-                raise ValueError(f"{type(self).__name__}: {name}={value}, expected at least 1")
+        check_lengths(self, prediction_length=prediction_length, context_length=context_length)
         self.prediction_length, self.context_length = prediction_length, context_length
         self.freq = None if freq is None else period_freq(freq)
         self.mixer = self.default_mixer if mixer is None else mixer
@@ -84,46 +87,15 @@ class SSMEstimator(Estimator):
             raise ValueError(f"{type(self).__name__}: stack is {stack!r}, expected one of {known}")
         self.output: dict[str, Any] = describe_output(output)
         self.covariates, self.num_samples, self.callbacks = covariates, num_samples, list(callbacks)
-        self.linear, self.fit = linear or LinearSSMConfig(), fit or FitConfig()
-
-    def train(
-        self,
-        training_data: Entries,
-        validation_data: Entries | None = None,
-        shuffle_buffer_length: int | None = None,
-        cache_data: bool = False,
-    ) -> SSMPredictor:
-        """Fit to a dataset.
-
-        Args:
-            training_data: GluonTS data entries, of any lengths.
-            validation_data: Series that choose and calibrate, and are not learnt from; None for the last part of each
-                training series.
-            shuffle_buffer_length, cache_data: Arguments of GluonTS; the data are held in memory and drawn at random in
-                any case.
-        Raises:
-            ValueError: The data cannot be used; one sentence that names the item.
-        """
-        return self._train(None, training_data, validation_data)
-
-    def train_from(
-        self, predictor: SSMPredictor, training_data: Entries, validation_data: Entries | None = None
-    ) -> SSMPredictor:
-        """Go on from a trained predictor with further data; where those say nothing, it stays what it was.
-
-        Args:
-            predictor: From an estimator with the same options.
-            training_data, validation_data: As in `train`.
-        Raises:
-            ValueError: The predictor has another plan, or the data cannot be used.
-        """
-        return self._train(predictor, training_data, validation_data)
+        self.linear, self.cycle, self.fit = linear or LinearSSMConfig(median=False), tuple(cycle), fit or FitConfig()
 
     def _train(
         self, predictor: SSMPredictor | None, training_data: Entries, validation_data: Entries | None
     ) -> SSMPredictor:
         entries = list(training_data)
         schema = read_schema(entries, self.freq, self.covariates)
+        longest = max(np.size(entry.get("target")) for entry in entries) // schema.channels
+        schema = replace(schema, harmonics=harmonics_of(periods_of(schema.freq), self.cycle, longest))
         if predictor is not None:
             schema = predictor.trained.schema
         apart = None if validation_data is None else _read(validation_data, schema)
@@ -132,24 +104,18 @@ class SSMEstimator(Estimator):
         blueprint, network = self._network(schema)
         if predictor is not None:
             if predictor.trained.blueprint.to_dict() != blueprint.to_dict():
-                raise ValueError("train_from: the predictor was trained with other options than this estimator has")
+                raise ValueError(OTHER_OPTIONS)
             network.load_state_dict(predictor.network.state_dict())
-        report = fit_base(
-            network.base,
-            items,
-            strengths=self.linear.ridge,
-            select=self.linear.select,
-            keep=predictor is not None,
-        )
+        choice = fit_base(network.base, items, self.linear, named=schema.known, keep=predictor is not None)
         if not network.closed_form:
             self._learn(network, items)
         calibration = None
         if self.output["name"] == "conformal":
             errors, seen = validation_errors(network, items), None
             if validation_data is None and predictor is None:
-                self._refit(network.base, items, report.strengths[report.chosen])
+                self._refit(network.base, items, choice)
                 seen = validation_errors(network, items)
-            calibration = calibrate(errors, seen, self.fit.memory)
+            calibration = calibrate(errors, seen, self.fit.memory, self.fit.gain)
         trained = Trained(blueprint=blueprint, schema=schema, calibration=calibration, num_samples=self.num_samples)
         return SSMPredictor(network, trained)
 
@@ -185,15 +151,11 @@ class SSMEstimator(Estimator):
         origins = self.stack.origins if stream else 32 if self.stack is None else 1
         train_network(network, items, int(context), origins, self.fit, self.callbacks)
 
-    def _refit(self, base: LinearBase, items: Sequence[Item], strength: float) -> None:
-        """Once more on all that is known, with the strength that was chosen."""
-        if strength == float("inf"):
-            return
-        whole = [Item(series=i.series, train=_both(i.train, i.validation), validation=i.validation) for i in items]
-        effect = base.effect.clone()
-        fit_base(base, whole, strengths=(strength,), select=self.linear.select, keep=False)
-        if not effect.any():
-            base.effect.zero_()
+    def _refit(self, base: LinearBase, items: Sequence[Item], choice: Choice) -> None:
+        """Once more on all that is known, with what was chosen."""
+        if math.isfinite(choice.ridge):
+            whole = [Item(series=i.series, train=_both(i.train, i.validation), validation=i.validation) for i in items]
+            fit_base(base, whole, self.linear, chosen=choice)
 
 
 class LinearSSMEstimator(SSMEstimator):

@@ -1,10 +1,11 @@
 """From series to a forecaster: the closed form, what is left over by gradient, and what the validation part says.
 
 1  origins of every series are shared out: training windows, then validation windows
-2  the linear base is fitted on the training windows; ridge strength, and whether covariates help, by validation
+2  the linear base is fitted on the training windows; ridge strength, whether covariates and a cycle help, and how much
+   of a read-out of least absolute errors, by validation
 3  an encoder or a distribution is trained by gradient on what the base leaves over, with early stopping
 4  the errors on the validation windows become the calibration of the intervals
-5  the base is fitted again on all windows, with the strength chosen (not where validation data were set apart)
+5  the base is fitted again on all windows, with what was chosen (not where validation data were set apart)
 """
 
 import math
@@ -14,15 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .config import LinearSSMConfig
 from .conformal import Calibration
 from .models.linear_base import LinearBase
+from .models.median import fit_median_to_pieces
 from .models.network import Network
 from .models.ridge import RidgeReport, fit_read_out
 from .models.window import Window
 from .series import Series
-
-LARGEST_PIECE = 2e7
-"""Numbers of one feature table; longer batches are cut by channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +81,38 @@ def all_origins(length: int, horizon: int) -> range:
     return range(max(length - horizon, length - 1 if length <= horizon + 1 else 0, 0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the validation part has chosen of the linear base."""
+
+    ridge: float
+    """Strength of the ridge regression; infinity is the naive forecast."""
+    effect: Tensor
+    """Which covariates have an effect, bool, shape (q,)."""
+    median: float
+    """Share of the read-out of least absolute errors in the mean of both: 0, 1/2 or 1."""
+
+
 def fit_base(
-    base: LinearBase, items: Sequence[Item], *, strengths: Sequence[float] | None, select: str, keep: bool
-) -> RidgeReport:
-    """Fit the linear base in closed form.
+    base: LinearBase,
+    items: Sequence[Item],
+    options: LinearSSMConfig,
+    *,
+    named: int = 0,
+    chosen: Choice | None = None,
+    keep: bool = False,
+) -> Choice:
+    """Fit the linear base: in closed form, then perhaps to the absolute error.
 
     Args:
         base: Overwritten.
         items: Series and origins.
-        strengths: Ridge strengths to choose from; None for the default grid.
-        select: `mae` or `mse`, the validation score that decides.
-        keep: Shrink towards the read-out that it has.
+        options: Which of them are read: see SSMEstimator.
+        named: Covariates that are no cycle; they stand first.
+        chosen: Do this; None to let the validation part choose.
+        keep: Shrink towards the read-out that it has; covariates and median are not fitted anew.
     Returns:
-        Validation scores.
+        What was done.
     Raises:
         ValueError: No pair of observed values anywhere.
     """
@@ -104,23 +123,61 @@ def fit_base(
     sizes = torch.stack([_typical(item.series) for item in items if len(item.train)])
     if not keep:
         base.ratio.copy_(sizes.nanmedian().nan_to_num())
-    best: tuple[float, RidgeReport, dict[str, Tensor]] | None = None
-    for effect in [base.effect.clone()] if keep else _effects(items, base):
+    if keep:
+        candidates = [(base.effect.any(1), base.effect.clone())]
+    else:
+        candidates = [(used, _effect(items, base, used)) for used in _uses(len(base.effect), named, chosen)]
+    best: tuple[float, RidgeReport, Tensor, dict[str, Tensor]] | None = None
+    for used, effect in candidates:
+        if not effect.isfinite().all():
+            continue
         base.effect.copy_(effect)
         report = fit_read_out(
             base.linear,
             lambda: _rows(base, items, "train"),
             lambda: _rows(base, items, "validation"),
-            strengths=strengths,
-            select=select,
+            strengths=options.ridge if chosen is None else (chosen.ridge,),
+            select=options.select,
             keep=keep,
         )
-        score = getattr(report, select)[report.chosen]
+        score = getattr(report, options.select)[report.chosen]
         if best is None or score < best[0]:
-            best = score, report, {name: tensor.clone() for name, tensor in base.state_dict().items()}
+            best = score, report, used, {name: tensor.clone() for name, tensor in base.state_dict().items()}
     assert best is not None
-    base.load_state_dict(best[2])
-    return best[1]
+    _, report, used, tensors = best
+    base.load_state_dict(tensors)
+    ridge, share = report.strengths[report.chosen], 0.0 if chosen is None else chosen.median
+    if math.isfinite(ridge) and not keep and (share if chosen else options.median):
+        share = _towards_median(base, items, options, share)
+    return Choice(ridge=ridge, effect=used, median=share)
+
+
+def _towards_median(base: LinearBase, items: Sequence[Item], options: LinearSSMConfig, share: float) -> float:
+    """Move the read-out to that of least absolute errors, or half way, or not; 0 lets the validation part say."""
+    linear = base.linear
+    ends = [(linear.weight.clone(), linear.bias.clone())]
+    total = sum(len(item.train) * len(item.series.first) for item in items)
+    fit_median_to_pieces(linear, _rows(base, items, "train"), total)
+    ends.append((linear.weight.clone(), linear.bias.clone()))
+
+    def mean(part: float) -> tuple[Tensor, Tensor]:
+        weight, bias = (torch.lerp(one, other, part) for one, other in zip(*ends, strict=True))
+        return weight, bias
+
+    if not share:
+        shares, sums = (0.0, 0.5, 1.0), torch.zeros(3, 2, dtype=torch.float64)
+        for features, targets in _rows(base, items, "validation"):
+            features = (features - linear.feature_mean) / linear.feature_scale
+            for row, part in zip(sums, shares, strict=True):
+                weight, bias = mean(part)
+                error = (features @ weight + bias - targets).nan_to_num()
+                row += torch.stack([error.square().sum(), error.abs().sum()])
+        scores = {"mse": sums[:, 0], "mae": sums[:, 1], "both": sums.prod(1)}
+        share = shares[int(scores[options.mean_by].argmin())]
+    weight, bias = mean(share)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    return share
 
 
 def base_forecasts(base: LinearBase, series: Series, origins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,12 +198,7 @@ def base_forecasts(base: LinearBase, series: Series, origins: Tensor) -> tuple[T
         need = int(origins.max()) + 1 + base.linear.prediction_length - len(series.known)
         known = torch.nn.functional.pad(series.known, (0, 0, 0, max(need, 0)))[None]
     dt = None if series.dt is None else series.dt[None]
-    piece = max(1, int(LARGEST_PIECE / (series.length * len(base.linear.angles))))
-    parts = [
-        base(part, known, scale[:, i : i + piece], origins, dt)
-        for i, part in zip(range(0, target.shape[1], piece), target.split(piece, 1), strict=True)
-    ]
-    return torch.cat(parts, 1)[0], scale[0], level[0]
+    return base(target, known, scale, origins, dt)[0], scale[0], level[0]
 
 
 def targets_after(series: Series, origins: Tensor, horizon: int) -> Tensor:
@@ -196,9 +248,9 @@ def validation_errors(network: Network, items: Sequence[Item]) -> Tensor:
     return torch.cat(pieces)
 
 
-def calibrate(errors: Tensor, seen: Tensor | None, memory: int) -> Calibration:
+def calibrate(errors: Tensor, seen: Tensor | None, memory: int, gain: float) -> Calibration:
     """See Calibration.fit. No fitted constant series may turn the sketch into rounding noise over a vanishing scale."""
-    return Calibration.fit(errors.clamp(-1e6, 1e6), None if seen is None else seen.clamp(-1e6, 1e6), memory)
+    return Calibration.fit(errors.clamp(-1e6, 1e6), None if seen is None else seen.clamp(-1e6, 1e6), memory, gain)
 
 
 def _typical(series: Series) -> Tensor:
@@ -239,22 +291,29 @@ def _rows(base: LinearBase, items: Sequence[Item], part: str) -> Iterator[tuple[
             yield features[0, where[good]], targets[good]
 
 
-def _effects(items: Sequence[Item], base: LinearBase) -> list[Tensor]:
-    """No effect of the known covariates, and what a regression of differences on differences says."""
-    none = torch.zeros_like(base.effect)
-    if not len(none):
-        return [none]
-    gram, cross = torch.zeros(len(none), len(none), dtype=torch.float64), none.clone()
+def _uses(count: int, named: int, chosen: Choice | None) -> list[Tensor]:
+    """Which of `count` covariates, `named` ones first, may have an effect: none, the named ones, all."""
+    if chosen is not None:
+        return [chosen.effect]
+    return [torch.arange(count) < use for use in sorted({0, named, count})]
+
+
+def _effect(items: Sequence[Item], base: LinearBase, used: Tensor) -> Tensor:
+    """What a regression of differences on differences says of the covariates that are used, shape (q, c)."""
+    (q, c), effect = base.effect.shape, torch.zeros_like(base.effect)
+    if not used.any():
+        return effect
+    gram, cross = torch.zeros(c, q, q, dtype=torch.float64), torch.zeros(c, q, dtype=torch.float64)
     for item in items:
         if len(item.train):
             end = item.train.stop
-            unit = _spread(item.series)
-            change = (item.series.target[:, :end] / unit).diff(dim=1)
+            change = (item.series.target[:, :end] / _spread(item.series)).diff(dim=1)
             moved = item.series.known[:end].double().diff(dim=0)
-            for row in change:
+            for channel, row in enumerate(change):
                 good = ~row.isnan()
-                gram += moved[good].T @ moved[good]
-                cross += moved[good].T @ row[good]
-    size = gram.diagonal().clamp_min(1e-12)
-    effect = torch.linalg.solve(gram + torch.diag(1e-3 * size), cross)
-    return [none, effect] if effect.isfinite().all() else [none]
+                gram[channel] += moved[good].T @ moved[good]
+                cross[channel] += moved[good].T @ row[good]
+    gram, cross = gram[:, used][:, :, used], cross[:, used]
+    size = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-12)
+    effect[used] = torch.linalg.solve(gram + torch.diag_embed(1e-3 * size), cross).T
+    return effect

@@ -1,7 +1,7 @@
 """The step of a time axis and the seasonal periods that come with it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,36 @@ def periods_of(freq: str) -> tuple[int, ...]:
         return _fixed(offset.nanos).periods
     except ValueError:
         return (1,)
+
+
+def harmonics_of(periods: Sequence[int], counts: Sequence[int], rows: int) -> tuple[tuple[int, int], ...]:
+    """Period and number of harmonics of each cycle that `rows` steps can show twice.
+
+    Args:
+        periods: Seasonal periods in steps, shortest first.
+        counts: Harmonics wanted of each; at most half a period's steps are taken.
+        rows: Steps to learn from.
+    """
+    seasons = [period for period in periods if period > 1]
+    wanted = [(period, min(count, period // 2)) for period, count in zip(seasons, counts, strict=False)]
+    return tuple((period, count) for period, count in wanted if count and 2 * period <= rows)
+
+
+def waves(steps: np.ndarray, harmonics: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Cosines, then sines, of every cycle.
+
+    Args:
+        steps: On one time axis, shape (t,).
+        harmonics: From `harmonics_of`.
+    Returns:
+        Shape (t, q).
+    """
+    table = [np.zeros((len(steps), 0))]
+    for period, count in harmonics:
+        angles = 2 * np.pi / period * steps[:, None] * np.arange(1, count + 1)
+        # The sine at half a cycle's steps is zero everywhere.
+        table += [np.cos(angles), np.sin(angles)[:, : (period - 1) // 2]]
+    return np.concatenate(table, 1)
 
 
 def _fixed(nanoseconds: int) -> Frequency:

@@ -7,14 +7,13 @@ lowest AIC serves each series. deep_state.py has the one that learns from many s
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from gluonts.core.component import validated
-from gluonts.model.estimator import Estimator
 from gluonts.model.forecast import Forecast
 from gluonts.model.predictor import Predictor
 from torch import Tensor
@@ -26,8 +25,8 @@ from .models.window import Prediction
 from .predictor import PLAN, make_forecast
 from .series import Schema, Series, period_freq, read_schema, read_series
 from .structural import FittedStructural, fit_structural
+from .trainable import OTHER_OPTIONS, Entries, Trainable, check_lengths
 
-Entries = Iterable[Mapping[str, Any]]
 LONGEST_DUMMY = 24
 """Seasons up to this period may have any pattern; longer ones get harmonics."""
 HARMONICS = 6
@@ -100,7 +99,7 @@ class GaussianPredictor(Predictor):
         if not (Path(path) / PLAN).is_file():
             raise ValueError(f"deserialize: there is no {PLAN} in {path}")
         plan = json.loads((Path(path) / PLAN).read_text())
-        return Schema(**{**plan["schema"], "cardinalities": tuple(plan["schema"]["cardinalities"])}), plan
+        return Schema.from_dict(plan["schema"]), plan
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.plan() == other.plan()
@@ -161,7 +160,7 @@ class StructuralPredictor(GaussianPredictor):
         return cls(schema, plan["prediction_length"], configs, plan["longest"])
 
 
-class StructuralEstimator(Estimator):
+class StructuralEstimator(Trainable[StructuralPredictor]):
     """Structural models by maximum likelihood, a series at a time.
 
     Args:
@@ -176,40 +175,19 @@ class StructuralEstimator(Estimator):
     @validated()
     def __init__(self, prediction_length: int, freq: str | None = None, configs: Any = None, longest: int = 2000):
         super().__init__(lead_time=0)
-        if min(prediction_length, longest) < 1:
-            raise ValueError(
-                f"StructuralEstimator: prediction_length={prediction_length}, longest={longest}, expected 1"
-            )
+        check_lengths(self, prediction_length=prediction_length, longest=longest)
         self.prediction_length, self.longest = prediction_length, longest
         self.freq = None if freq is None else period_freq(freq)
         self.configs = configs
 
-    def train(self, training_data: Entries, validation_data: Entries | None = None) -> StructuralPredictor:
-        """Look at the frequency.
-
-        Args:
-            training_data: GluonTS data entries.
-            validation_data: Not needed.
-        Raises:
-            ValueError: The data cannot be used.
-        """
+    def _train(
+        self, predictor: StructuralPredictor | None, training_data: Entries, validation_data: Entries | None
+    ) -> StructuralPredictor:
+        """Look at the frequency; nothing is carried over, because each series is fitted when it is forecast."""
         schema = read_schema(training_data, self.freq, covariates=False)
-        return StructuralPredictor(
+        made = StructuralPredictor(
             schema, self.prediction_length, self.configs or candidates(schema.freq), self.longest
         )
-
-    def train_from(
-        self, predictor: StructuralPredictor, training_data: Entries, validation_data: Entries | None = None
-    ) -> StructuralPredictor:
-        """As `train`: nothing is carried over, because each series is fitted when it is forecast.
-
-        Args:
-            predictor: From an estimator with the same options.
-            training_data, validation_data: As in `train`.
-        Raises:
-            ValueError: The predictor has other options, or the data cannot be used.
-        """
-        again = self.train(training_data)
-        if again != predictor:
-            raise ValueError("train_from: the predictor was trained with other options than this estimator has")
-        return again
+        if predictor is not None and made != predictor:
+            raise ValueError(OTHER_OPTIONS)
+        return made

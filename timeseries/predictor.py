@@ -76,18 +76,25 @@ class SSMPredictor(Predictor):
     def look_ahead(self, series: Series, num_samples: int | None = None) -> tuple[Prediction, Tensor | None]:
         """The forecast after the last step: values (n, 1, c, 1, h), less the first value; and the point forecast."""
         calibration = self.trained.calibration
-        count = 1 if calibration is None else min(series.length, calibration.memory + self.prediction_length)
+        count = 1 if calibration is None else calibration.looks_back(series.length)
         window = self.on_device(whole_window(self.network, series, count))
         hidden = self.network(window)
         if calibration is None:
             return self.network.head.predict(window, hidden, num_samples or self.trained.num_samples), None
         point = self.network.head.point(window, hidden).cpu()
-        errors = recent_errors(series.target[None], point, calibration.memory)
-        return self.interval(point[:, :, -1], errors, window.scale[..., -1].cpu())
+        scale, width = window.scale.cpu(), None
+        errors = recent_errors(series.target[None], point, count if calibration.gain else calibration.memory)
+        if calibration.gain:
+            width = calibration.widths(errors, scale)[:, :, -1]
+        return self.interval(point[:, :, -1], errors, scale[..., -1], width)
 
-    def interval(self, point: Tensor, errors: Tensor, scale: Tensor) -> tuple[Prediction, Tensor]:
-        """A point forecast (b, c, h) with its conformal quantiles, from errors (b, c, j, h) and scale (b, c)."""
-        quantiles = point + self.trained.calibration.quantiles(errors, scale)
+    def interval(self, point: Tensor, errors: Tensor, scale: Tensor, width: Tensor | None) -> tuple[Prediction, Tensor]:
+        """A point forecast (b, c, h) with its conformal quantiles, from errors (b, c, j, h) and scale (b, c), or width
+        (b, c, h) where that follows what was covered."""
+        calibration = self.trained.calibration
+        assert calibration is not None
+        missed = calibration.quantiles(errors, scale) if width is None else calibration.adapted(width, scale)
+        quantiles = point + missed
         return Prediction(values=quantiles[..., None, :], levels=LEVELS), point
 
     # -- one value at a time ----------------------------------------------------------------------------------------
@@ -171,12 +178,15 @@ class SSMPredictor(Predictor):
         calibration = None
         if plan["memory"] is not None:
             calibration = Calibration(
-                sketch=tensors.pop("sketch"), inflation=tensors.pop("inflation"), memory=plan["memory"]
+                sketch=tensors.pop("sketch"),
+                inflation=tensors.pop("inflation"),
+                memory=plan["memory"],
+                gain=plan["gain"],
             )
         blueprint = Blueprint.from_dict(plan["blueprint"])
         network = blueprint.build()
         network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in tensors.items()})
-        schema = Schema(**{**plan["schema"], "cardinalities": tuple(plan["schema"]["cardinalities"])})
+        schema = Schema.from_dict(plan["schema"])
         trained = Trained(blueprint=blueprint, schema=schema, calibration=calibration, num_samples=plan["num_samples"])
         predictor = cls(network, trained)
         return predictor if device is None else predictor.to(device)
@@ -199,6 +209,7 @@ class SSMPredictor(Predictor):
             "blueprint": trained.blueprint.to_dict(),
             "schema": asdict(trained.schema),
             "memory": None if trained.calibration is None else trained.calibration.memory,
+            "gain": None if trained.calibration is None else trained.calibration.gain,
             "num_samples": trained.num_samples,
         }
         return json.loads(json.dumps(plan))

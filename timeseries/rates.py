@@ -25,10 +25,12 @@ def at_rate(predictor: SSMPredictor, step: float, freq: str) -> SSMPredictor:
     """
     trained = predictor.trained
     sizes = trained.blueprint.sizes
-    if not predictor.network.closed_form or trained.schema.known:
-        raise ValueError("at_rate: only a linear predictor with conformal output and no covariates changes its rate")
+    if not predictor.network.closed_form or sizes.known:
+        raise ValueError(
+            "at_rate: only a linear predictor with conformal output and no covariates or cycle changes its rate"
+        )
     linear = predictor.network.base.linear.at_rate(step)
-    base = LinearBase(linear, 0)
+    base = LinearBase(linear, 0, sizes.channels)
     base.ratio.copy_(predictor.network.base.ratio)
     rows = (step * torch.arange(1, linear.prediction_length + 1) - 1e-9).ceil().long() - 1
     calibration = replace(

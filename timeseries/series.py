@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .frequency import waves
 from .models.window import Sizes
 
 FIELDS = {
@@ -35,7 +36,7 @@ class Series:
     first: Tensor
     """The first observed value of each channel, shape (c,); 0 where there is none."""
     known: Tensor
-    """Covariates known for the future, float32, shape (t or more, q)."""
+    """Covariates known for the future, those of the calendar last, float32, shape (t or more, q)."""
     past: Tensor
     """Covariates of the past, float32, shape (t, p)."""
     static: Tensor
@@ -79,13 +80,27 @@ class Schema:
     past: int
     static: int
     cardinalities: tuple[int, ...]
+    harmonics: tuple[tuple[int, int], ...] = ()
+    """Cycles of the calendar, (period, harmonics), whose sines and cosines are covariates known for the future too."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Schema":
+        """From plain data, lists for tuples."""
+        cycles = tuple((int(period), int(count)) for period, count in data["harmonics"])
+        return cls(**{**data, "cardinalities": tuple(data["cardinalities"]), "harmonics": cycles})
+
+    def cycles(self, start: pd.Period, steps: range) -> np.ndarray:
+        """The sines and cosines of some steps of a series that begins at `start`, float32, shape (t, q)."""
+        return waves(start.ordinal / start.freq.n + np.array(steps), self.harmonics).astype(np.float32)
 
     def sizes(self, prediction_length: int) -> Sizes:
         """For the networks."""
+        known = self.known + waves(np.zeros(1), self.harmonics).shape[1]
         return Sizes(
             prediction_length=prediction_length,
-            inputs=self.known + self.past + self.static,
-            known=self.known,
+            channels=self.channels,
+            inputs=known + self.past + self.static,
+            known=known,
             static=self.static,
             cardinalities=self.cardinalities,
         )
@@ -155,6 +170,8 @@ def read_series(entry: Mapping[str, Any], schema: Schema, future: int = 0, numbe
     length = target.shape[1]
     firsts = np.where(observed.any(1), target[np.arange(len(target)), observed.argmax(1)], 0.0)
     known = _dynamic(entry, "known", schema.known, length + future, name)
+    start = _period(entry, number)
+    known = np.concatenate([known, schema.cycles(start, range(len(known)))], 1)
     past = _dynamic(entry, "past", schema.past, length, name)[:length]
     return Series(
         target=torch.from_numpy(target - firsts[:, None]),
@@ -164,7 +181,7 @@ def read_series(entry: Mapping[str, Any], schema: Schema, future: int = 0, numbe
         static=torch.from_numpy(_flat(entry, "static", schema.static, name).astype(np.float32)),
         category=torch.from_numpy(_flat(entry, "category", len(schema.cardinalities), name).astype(np.int64)),
         dt=_steps(entry, length, name),
-        start=_period(entry, number),
+        start=start,
         item_id=entry.get("item_id"),
         info=entry.get("info"),
         multivariate=raw.ndim == 2,

@@ -75,6 +75,7 @@ class Stream:
         b, c = state["first"].shape
         values = _numbers("values", values, (b, c), missing=True)
         known, past = _numbers("known", known, (b, schema.known)), _numbers("past", past, (b, schema.past))
+        known = torch.cat([known, self._cycles(range(1))[:, 0]], 1)
         steps = None if dt is None else _numbers("dt", np.broadcast_to(dt, (b,)), (b,))
         if steps is not None and bool((steps <= 0).any()):
             raise ValueError(f"update: dt must be positive, got {float(steps.min())}")
@@ -109,14 +110,16 @@ class Stream:
 
         predictor, state = self.predictor, self.state
         b, _ = state["first"].shape
-        ahead = _numbers("known", known, (b, predictor.prediction_length, predictor.trained.schema.known))
+        horizon = predictor.prediction_length
+        ahead = _numbers("known", known, (b, horizon, predictor.trained.schema.known))
+        ahead = torch.cat([ahead, self._cycles(range(horizon))], 2)
         window, hidden = self._look(ahead)
         mean = None
         if predictor.trained.calibration is None:
             prediction = predictor.network.head.predict(window, hidden, predictor.trained.num_samples)
         else:
             point = predictor.network.head.point(window, hidden)[:, :, 0].cpu()
-            prediction, mean = predictor.interval(point, state["errors"], state["scale"])
+            prediction, mean = predictor.interval(point, state["errors"], state["scale"], state.get("width"))
         return [
             make_forecast(
                 replace(series, start=series.start + self.steps),
@@ -145,6 +148,12 @@ class Stream:
 
     # -- inner ------------------------------------------------------------------------------------------------------
 
+    def _cycles(self, ahead: range) -> Tensor:
+        """What the calendar says of steps after the latest value, which is step -1: (b, len(ahead), q)."""
+        schema, steps = self.predictor.trained.schema, (ahead.start + self.steps, ahead.stop + self.steps)
+        made = [schema.cycles(s.start, range(s.length + steps[0], s.length + steps[1])) for s in self.items]
+        return torch.from_numpy(np.stack(made)).double()
+
     def _learn(self, value: Tensor, known: Tensor) -> Tensor:
         """Keep the errors of the forecasts that this value is the outcome of; returns that of one step, (b, c)."""
         if "errors" not in self.state:
@@ -156,9 +165,14 @@ class Stream:
         rows = (self.steps - 1 - steps) % horizon
         point = pending["point"][:, :, rows, steps]
         point = point + self.predictor.network.known_effect(
-            known[:, None, None, None], pending["scale"][:, :, rows, None], pending["local"][:, :, rows, None]
-        ).squeeze(-1)
+            known[:, None], pending["scale"][:, :, rows], pending["local"][:, :, rows]
+        )
         latest = value[..., None] - point
+        if "width" in self.state:
+            calibration = self.predictor.trained.calibration
+            reach = calibration.reach(latest, pending["scale"][:, :, rows])
+            issued = pending["width"][:, :, rows, steps]
+            self.state["width"] = calibration.wider(self.state["width"], reach, issued)
         # The rings are this stream's own: written in place, so that the cost does not depend on how long they are.
         errors[:, :, self.steps % errors.shape[2]] = latest
         return latest[..., 0]
@@ -171,6 +185,8 @@ class Stream:
         pending["point"][:, :, row] = network.head.point(window, hidden)[:, :, 0].cpu()
         pending["scale"][:, :, row] = window.scale[..., 0].cpu()
         pending["local"][:, :, row] = hidden.scale[..., 0].cpu()
+        if "width" in self.state:
+            pending["width"][:, :, row] = self.state["width"]
 
     def _look(self, known: Tensor) -> tuple[Window, Hidden]:
         """What the head needs for a forecast from here; known is (b, h, q)."""
@@ -196,8 +212,7 @@ class Stream:
 def _after(predictor: SSMPredictor, series: Series) -> State:
     """The state after one history, with a batch axis of 1."""
     network, calibration = predictor.network, predictor.trained.calibration
-    horizon = network.horizon
-    count = 1 if calibration is None else min(series.length, calibration.memory + horizon)
+    count = 1 if calibration is None else calibration.looks_back(series.length)
     window = predictor.on_device(whole_window(network, series, count))
     encoded, state = None, {}
     if network.encoder is not None:
@@ -220,11 +235,12 @@ def _after(predictor: SSMPredictor, series: Series) -> State:
 
 def _rings(predictor: SSMPredictor, window: Window, hidden: Hidden, target: Tensor) -> State:
     """The latest errors, and the forecasts whose outcome is to come; the newest stand last, the next go first."""
-    network, memory = predictor.network, predictor.trained.calibration.memory
+    network, calibration = predictor.network, predictor.trained.calibration
+    assert calibration is not None
     point = network.head.point(window, hidden).cpu()
     scale, local = window.scale.cpu(), hidden.scale.cpu()
-    errors = recent_errors(target, point, memory)
-    bare = point - network.known_effect(window.known[:, None].cpu(), scale[..., None], local[..., None])
+    errors = recent_errors(target, point, calibration.memory)
+    bare = point - network.known_effect(window.known.cpu(), scale[..., None], local[..., None])
 
     def ring(latest: Tensor, size: int) -> Tensor:
         made = torch.full((*latest.shape[:2], size, *latest.shape[3:]), torch.nan, dtype=torch.float64)
@@ -232,9 +248,13 @@ def _rings(predictor: SSMPredictor, window: Window, hidden: Hidden, target: Tens
         made[:, :, size - kept.shape[2] :] = kept
         return made
 
-    pending = {"point": bare, "scale": scale, "local": local}
+    pending, state = {"point": bare, "scale": scale, "local": local}, {}
+    if calibration.gain:
+        pending["width"] = calibration.widths(recent_errors(target, point, point.shape[2]), scale)
+        state["width"] = pending["width"][:, :, -1]
     return {
-        "errors": ring(errors, memory),
+        **state,
+        "errors": ring(errors, calibration.memory),
         "pending": {name: ring(values, network.horizon) for name, values in pending.items()},
     }
 

@@ -127,7 +127,7 @@ def small():
         TimeMachineConfig,
     )
 
-    linear = LinearSSMConfig(time_constants=(2.0, 24.0), daily_harmonics=2, weekly_harmonics=0)
+    linear = LinearSSMConfig(time_constants=(2.0, 24.0), daily_harmonics=2, weekly_harmonics=0, median=False)
     stream = StreamConfig(d_model=4, num_layers=1, origins=4, dropout=0.0)
     patch = PatchConfig(d_model=4, num_layers=1, d_state=4, patch_length=8, stride=8, dropout=0.0)
     variates = SMambaConfig(d_model=8, d_ff=8, num_layers=1, dropout=0.0)

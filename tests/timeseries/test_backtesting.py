@@ -13,10 +13,11 @@ from timeseries.leaderboards import TASKS, load, main, seasonal_naive_backtest
 
 
 @pytest.mark.parametrize("output", ["conformal", "quantiles"])
-@pytest.mark.parametrize("kind", ["linear", "s4d", "patch"])
-def test_backtest_is_predict_from_every_origin(kind, output, small, make_entries, cut_entries):
+@pytest.mark.parametrize(("kind", "gain"), [("linear", 0.0), ("linear", 3.0), ("s4d", 0.0), ("patch", 0.0)])
+def test_backtest_is_predict_from_every_origin(kind, gain, output, small, make_entries, cut_entries):
     data = make_entries(length=200, channels=2)
-    predictor = small(kind, output=output).train(cut_entries(data, 24))
+    fit = FitConfig(epochs=1, steps_per_epoch=2, batch_size=4, accelerator="cpu", memory=40, gain=gain)
+    predictor = small(kind, output=output, fit=fit).train(cut_entries(data, 24))
     result = backtest(predictor, data, windows=3, distance=5, season=24)
     assert result.outcomes.shape == (3 * 2 * 3, 6)
     at = 0

@@ -84,3 +84,45 @@ def test_quantiles_rise_and_cover():
     low, high = values[LEVELS.index(0.1)], values[LEVELS.index(0.9)]
     share = ((new >= low[:, :, None]) & (new <= high[:, :, None])).double().mean()
     assert 0.79 < share < 0.83
+
+
+def adaptive(horizon, gain=3.0):
+    errors = torch.randn(5000, horizon, dtype=torch.float64)
+    return Calibration.fit(errors, None, 1000, gain)
+
+
+def test_widths_follow_what_was_covered():
+    """Errors grow threefold half way, and come as late as the forecast reaches: intervals cover 80 % again."""
+    horizon, t = 24, 6000
+    made = adaptive(horizon)
+    size = torch.where(torch.arange(t) < t // 2, 1.0, 3.0).double()
+    errors = torch.randn(1, 1, t, horizon, dtype=torch.float64) * size[:, None]
+    scale = torch.ones(1, 1, t, dtype=torch.float64)
+    widths = made.widths(errors, scale)
+    low, high = made.adapted(widths[0].transpose(0, 1), scale[0].T, (0.1, 0.9))[:, :, 0]  # (t, h) after every step
+    for k in (0, horizon - 1):  # the outcome of step k comes k + 1 steps after the width that its forecast had
+        came, before = errors[0, 0, k + 1 :, k], slice(0, t - k - 1)
+        inside = (came >= low[before, k]) & (came <= high[before, k])
+        for part in (slice(500, 2900), slice(3500, 6000)):
+            assert 0.77 < float(inside[part].double().mean()) < 0.83
+    assert widths[0, 0, 2900].mean().abs() < 0.25
+    assert float(widths[0, 0, -1].mean()) == pytest.approx(np.log(3), abs=0.25)
+
+
+def test_a_width_knows_no_outcome_before_it_comes():
+    """The last step's forecast of a horizon of 3 is judged three steps after it was made."""
+    made = adaptive(3, gain=3.0)
+    errors = torch.full((1, 1, 4, 3), torch.nan, dtype=torch.float64)
+    errors[0, 0, 3, 2] = 1e6
+    widths = made.widths(errors, torch.ones(1, 1, 4).double())[0, 0]
+    assert (widths[:3] == 0).all()
+    torch.testing.assert_close(widths[3], torch.tensor([0.0, 0.0, 0.8]).double())
+
+
+def test_an_interval_of_no_width_stays_finite():
+    """A constant series has errors of zero; one leap cannot make the width infinite times zero."""
+    made = Calibration.fit(torch.zeros(50, 2).double(), None, 10, 3.0)
+    errors = torch.zeros(1, 1, 30, 2).double()
+    errors[0, 0, 5:] = 1.0
+    widths = made.widths(errors, torch.ones(1, 1, 30).double())
+    assert made.adapted(widths[:, :, -1], torch.ones(1, 1).double()).isfinite().all()

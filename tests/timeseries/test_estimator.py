@@ -3,6 +3,7 @@
 import io
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from timeseries import SSMEstimator, from_pandas
 from timeseries.config import FitConfig
 from timeseries.heads import OUTPUTS
 from timeseries.predictor import SSMPredictor
+from timeseries.series import read_series
 
 KINDS = ["linear", "s4d", "mamba", "patch", "s_mamba", "time_machine", "simba"]
 
@@ -248,6 +250,7 @@ def test_the_console_and_the_working_folder_stay_clean(small, make_entries, tmp_
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "ssm_kernels: no C compiler")  # once a process, and not ours to hide
         for kind in ("linear", "s4d", "s_mamba", "time_machine", "simba"):
             list(small(kind).train(make_entries()).predict(make_entries()))
     assert (out.getvalue(), err.getvalue()) == ("", "")
@@ -305,3 +308,61 @@ def test_networks_can_be_traced(kind, small, make_entries):
         traced = torch.jit.trace(network, (past,))
     other = torch.randn(3, 2, 24)
     torch.testing.assert_close(traced(other), network(other))
+
+
+def test_a_median_read_out_follows_no_wild_weeks(small, make_entries):
+    """A tenth of the values leaps up: the median stays, the mean does not, and the validation part says which."""
+    rng = np.random.default_rng(0)
+    data = [
+        {**entry, "target": entry["target"] + 8 * (i + 1) * (rng.random(len(entry["target"])) < 0.1)}
+        for i, entry in enumerate(make_entries(length=500))
+    ]
+    linear = small("linear").linear
+    biases = {}
+    for median in (False, True):
+        predictor = small("linear", linear=replace(linear, median=median, mean_by="mae")).train(data)
+        errors = []
+        for end in range(400, 500):
+            series = read_series({**data[0], "target": data[0]["target"][:end]}, predictor.trained.schema, 6)
+            point = predictor.look_ahead(series)[1][0, 0] + series.first
+            errors.append(float((point - 20 - np.sin(2 * np.pi * (end + np.arange(6)) / 24)).mean()))
+        biases[median] = np.mean(errors)
+    assert biases[False] > 0.5
+    assert 0 < biases[True] < 0.7 * biases[False]  # nearer to what mostly comes
+
+
+def test_the_median_is_fitted_again_with_what_was_chosen(small, make_entries):
+    data = make_entries(length=300)
+    linear = replace(small("linear").linear, median=True)
+    once = small("linear", linear=linear).train(data)
+    assert once == small("linear", linear=linear).train(data)
+    assert once != small("linear").train(data)
+    finite(list(once.predict(data)))
+
+
+@pytest.mark.parametrize("channels", [None, 2])
+def test_a_cycle_helps_where_the_context_is_short(channels, small, make_entries, cut_entries, tmp_path):
+    """With four values of context nothing but the calendar tells the hour; each channel has its own cycle."""
+    data = make_entries(length=400, channels=channels)
+    for entry in data:
+        t, size = np.arange(np.shape(entry["target"])[-1]), np.mean(entry["target"]) / 20
+        shapes = np.stack([np.sin(2 * np.pi * t / 24), np.cos(4 * np.pi * t / 24)])[: channels or 1]
+        noise = np.random.default_rng(1).normal(size=shapes.shape)
+        entry["target"] = size * (
+            20 + 3 * (shapes if channels else shapes[0]) + 0.3 * (noise if channels else noise[0])
+        )
+    errors = {}
+    for cycle in ((), (3,)):
+        predictor = small("linear", 12, context_length=4, cycle=cycle).train(cut_entries(data, 12))
+        forecasts = predictor.predict(cut_entries(data, 12))
+        errors[cycle] = np.mean(
+            [np.abs(f.mean.T - e["target"][..., -12:]).mean() for f, e in zip(forecasts, data, strict=True)]
+        )
+    assert errors[3,] < 0.5 * errors[()]
+    predictor.serialize(tmp_path)
+    assert Predictor.deserialize(tmp_path) == predictor
+    predictor.start(cut_entries(data, 12))
+    predictor.update(np.stack([entry["target"][..., -12] for entry in data]))
+    ahead = next(iter(predictor.predict(cut_entries(data, 11))))
+    np.testing.assert_allclose(predictor.forecast()[0].mean, ahead.mean, rtol=1e-5)
+    np.testing.assert_allclose(predictor.forecast()[0].quantile(0.9), ahead.quantile(0.9), rtol=1e-5)

@@ -45,6 +45,21 @@ def test_updates_equal_the_whole_history(kind, output, small, make_entries, cut_
     agree(predictor.forecast(), predictor.predict(data))
 
 
+@pytest.mark.parametrize("kind", ["linear", "s4d"])
+def test_widths_that_follow_equal_those_of_the_whole_history(kind, small, make_entries, cut_entries):
+    data = make_entries(length=220)
+    data[1]["target"][-30:-20] = np.nan
+    data[2] = {**data[2], "target": data[2]["target"][:53]}  # three steps before the stream begins
+    fit = FitConfig(epochs=1, steps_per_epoch=2, batch_size=4, accelerator="cpu", memory=40, gain=3.0)
+    predictor = train(small, kind, data, fit=fit)
+    plain = next(iter(train(small, kind, data).predict(data)))
+    assert np.abs(plain.forecast_array - next(iter(predictor.predict(data))).forecast_array).max() > 1e-3
+    predictor.start(cut_entries(data, STEPS))
+    for step in range(STEPS):
+        predictor.update(rows(data, step))
+    agree(predictor.forecast(), predictor.predict(data))
+
+
 @pytest.mark.parametrize("kind", ["linear", "mamba", "patch", "s_mamba", "time_machine", "simba"])
 def test_with_covariates_and_channels(kind, small, make_entries, cut_entries):
     data = make_entries(length=220, features=True, channels=2)

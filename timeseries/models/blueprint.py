@@ -53,7 +53,7 @@ class Blueprint:
         elif self.stack is not None:
             network = build_network(self.stack, self.sizes, head.width, self.mixer, self.context_length)
             encoder = WindowEncoder(start_at_zero(network))
-        return Network(LinearBase(linear, self.sizes.known), encoder, head, self.sizes)
+        return Network(LinearBase(linear, self.sizes.known, self.sizes.channels), encoder, head, self.sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -4,6 +4,8 @@
     x'[t] = x[t] - s[t] B u[t]                                      the effect of the covariates u taken off
     y[t+1 .. t+H] = x'[t] + W f'[t] + s[t] b + s[t] B u[t+1 .. t+H]  f' the features of LinearSSM on x'
 
+B has a row for each channel of a multivariate series; all items share it, as they share W.
+
 All of it is causal and recursive, so that a stream of single values gives what the whole series gives, and all of it
 scales with the unit of the series. Within one window only the first value is taken off, against cancellation.
 """
@@ -15,6 +17,8 @@ from .linear_ssm import LinearSSM, State
 
 SMALLEST = 1e-9
 """Scale of a series that never changes, relative to its level."""
+LARGEST_PIECE = 2e7
+"""Numbers of one feature table; longer batches are cut by channels."""
 
 
 class LinearBase(nn.Module):
@@ -23,12 +27,13 @@ class LinearBase(nn.Module):
     Args:
         linear: The state-space model and its read-out, which is for a series of scale 1.
         known: Covariates known for the future, q.
+        channels: c, each with its own effect of them.
     """
 
-    def __init__(self, linear: LinearSSM, known: int):
+    def __init__(self, linear: LinearSSM, known: int, channels: int):
         super().__init__()
         self.linear = linear
-        self.register_buffer("effect", torch.zeros(known, dtype=torch.float64))
+        self.register_buffer("effect", torch.zeros(known, channels, dtype=torch.float64))
         self.register_buffer("ratio", torch.zeros((), dtype=torch.float64))
 
     # -- a whole series at once -------------------------------------------------------------------------------------
@@ -50,9 +55,11 @@ class LinearBase(nn.Module):
 
     def adjusted(self, target: Tensor, known: Tensor | None, scale: Tensor) -> Tensor:
         """Less the effect of the covariates: target (b, c, t), known (b, t, q), scale (b, c, t) to (b, c, t)."""
-        if not len(self.effect):
-            return target
-        return target - scale * (known.double() @ self.effect)[:, None]
+        return target if known is None else target - self.known_effect(known, scale)
+
+    def known_effect(self, known: Tensor, scale: Tensor) -> Tensor:
+        """What covariates add: known (b, ..., q) and scale (b, c, ...) or with axes of 1 to (b, c, ...)."""
+        return scale * (known.double() @ self.effect).movedim(-1, 1)
 
     def forward(
         self, target: Tensor, known: Tensor | None, scale: Tensor, origins: Tensor, dt: Tensor | None = None
@@ -68,23 +75,30 @@ class LinearBase(nn.Module):
         Returns:
             float64, shape (b, c, o, h).
         """
-        b, c, t = target.shape
+        t = target.shape[2]
         x = self.adjusted(target, None if known is None else known[:, :t], scale)
+        piece = max(1, int(LARGEST_PIECE / (t * len(self.linear.angles))))
+        parts = zip(x.split(piece, 1), scale[..., origins].split(piece, 1), strict=True)
+        base = torch.cat([self._ahead(part, size, origins, dt) for part, size in parts], 1)
+        if known is None:
+            return base
+        known = future_rows(known, origins, self.linear.prediction_length)
+        return base + self.known_effect(known, scale[..., origins, None])
+
+    def _ahead(self, x: Tensor, scale: Tensor, origins: Tensor, dt: Tensor | None) -> Tensor:
+        """Forecasts (b, c, o, h) without covariates of x (b, c, t), at scales (b, c, o)."""
+        b, c, t = x.shape
         rows = None if dt is None else dt.repeat_interleave(c, 0)
         features, last, _ = self.linear.features(x.reshape(b * c, t), rows)
         features, last = features[:, origins].view(b, c, len(origins), -1), last[:, origins].view(b, c, -1)
-        known = None if known is None else future_rows(known, origins, self.linear.prediction_length)
-        return self.read_out(features, last, scale[..., origins], known)
+        return self.read_out(features, last, scale)
 
-    def read_out(self, features: Tensor, last: Tensor, scale: Tensor, known: Tensor | None) -> Tensor:
-        """Features (..., o, f), last values (..., o), scales (..., o), known (b, o, h, q) to (b, c, o, h)."""
+    def read_out(self, features: Tensor, last: Tensor, scale: Tensor) -> Tensor:
+        """Features (..., f), last values (...), scales (...) to (..., h), without covariates."""
         linear = self.linear
         # The read-out is W (f - mean) / spread + b for scale 1: mean and b belong to the scale, f brings its own.
         moved = scale[..., None] * (linear.bias - (linear.feature_mean / linear.feature_scale) @ linear.weight)
-        base = last[..., None] + (features / linear.feature_scale) @ linear.weight + moved
-        if len(self.effect):
-            base = base + scale[..., None] * (known.double() @ self.effect)[:, None]
-        return base
+        return last[..., None] + (features / linear.feature_scale) @ linear.weight + moved
 
     # -- one value at a time ----------------------------------------------------------------------------------------
 
@@ -109,16 +123,15 @@ class LinearBase(nn.Module):
         """
         sums = state["sums"] + _terms(value, first)
         scale, level = self._scale(sums)
-        x = value if not len(self.effect) else value - scale * (known.double() @ self.effect)[:, None]
+        x = value if known is None else value - self.known_effect(known, scale)
         rows = None if dt is None else dt.repeat_interleave(value.shape[1])
         return {"linear": self.linear.step(x.flatten(), state["linear"], rows), "sums": sums}, scale, level
 
     def forecast(self, state: State, scale: Tensor, known: Tensor | None) -> Tensor:
         """What the state expects next: scale (b, c), known (b, h, q) to (b, c, h)."""
         features, last = self.linear.state_features(state["linear"])
-        b, c = scale.shape
-        features, last = features.view(b, c, 1, -1), last.view(b, c, 1)
-        return self.read_out(features, last, scale[..., None], None if known is None else known[:, None])[:, :, 0]
+        base = self.read_out(features.view(*scale.shape, -1), last.view(scale.shape), scale)
+        return base if known is None else base + self.known_effect(known, scale[..., None])
 
     def _scale(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and level from (count, sum, squares, sizes), shape (..., 4)."""

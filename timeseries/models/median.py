@@ -25,6 +25,8 @@ LEAST_STEPS = 80
 """Steps of Adam at least: three passes over a few thousand rows would be six, which change nothing."""
 MOST_ROWS = 130_000
 """Rows that are kept in memory; with more, every second, third ... origin serves."""
+MOST_TARGETS = 5e7
+"""Numbers of the table of targets, where the caller cuts it."""
 LEAST = 1e-7
 """Variance, relative to the largest, below which a direction of the features is left out."""
 
@@ -79,16 +81,45 @@ def fit_median(model: LinearSSM, rows: WhiteRows) -> None:
         model: Fitted by ridge regression; its read-out is overwritten.
         rows: Its training rows.
     """
-    weight = rows.rotated(model.weight).requires_grad_()
-    bias = model.bias.float().clone().requires_grad_()
     count = rows.white.shape[1]
 
-    def error(picked: Tensor) -> Tensor:
+    def pick(picked: Tensor) -> tuple[Tensor, Tensor]:
         series, row = picked // count, picked % count
-        return rows.white[series, row] @ weight + bias - rows.targets(series, row)
+        return rows.white[series, row], rows.targets(series, row)
 
-    descend([weight, bias], error, len(rows.white) * count, BATCH, RATE)
-    model.weight.copy_(rows.rotate @ weight.detach().double())
+    _go_on(model, rows.rotate, pick, len(rows.white) * count)
+
+
+def fit_median_to_pieces(model: LinearSSM, pieces: Iterable[tuple[Tensor, Tensor]], total: int) -> None:
+    """The same from rows that the caller cuts; with too many, every second, third ... of each piece serves.
+
+    Args:
+        model: Fitted by ridge regression; its read-out is overwritten.
+        pieces: Features (r, f) and targets less the last value (r, h), NaN where missing.
+        total: Rows of all pieces together.
+    """
+    step = max(1, math.ceil(total / MOST_ROWS), math.ceil(total * model.prediction_length / MOST_TARGETS))
+    kept = [(features[::step], targets[::step].float()) for features, targets in pieces]
+    features = torch.cat([(f - model.feature_mean) / model.feature_scale for f, _ in kept])
+    targets = torch.cat([t for _, t in kept])
+    if not len(features):
+        return
+    rotate = _whitening(features[None])
+    white = (features @ rotate).float()
+    _go_on(model, rotate, lambda picked: (white[picked], targets[picked]), len(white))
+
+
+def _go_on(model: LinearSSM, rotate: Tensor, pick: Callable[[Tensor], tuple[Tensor, Tensor]], total: int) -> None:
+    """From the read-out that the model has; `pick` gives rotated features and targets of some of `total` rows."""
+    weight = (torch.linalg.pinv(rotate) @ model.weight).float().requires_grad_()
+    bias = model.bias.float().clone().requires_grad_()
+
+    def error(picked: Tensor) -> Tensor:
+        white, targets = pick(picked)
+        return white @ weight + bias - targets
+
+    descend([weight, bias], error, total, BATCH, RATE)
+    model.weight.copy_(rotate @ weight.detach().double())
     model.bias.copy_(bias.detach().double())
 
 

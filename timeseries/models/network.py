@@ -86,19 +86,19 @@ class Network(nn.Module):
         """What known-future covariates add to a point forecast.
 
         Args:
-            known: The covariates, shape (..., h, q).
-            scale: Running scale, shape (..., 1).
-            local: The encoder's scale, shape (..., 1).
+            known: The covariates, shape (b, ..., q).
+            scale: Running scale, shape (b, c, ...) or with axes of 1.
+            local: The encoder's scale, likewise.
         Returns:
-            Shape (..., h).
+            Shape (b, c, ...).
         """
         if not self.sizes.known:
             return torch.zeros_like(scale)
-        effect = scale * (known.double() @ self.base.effect)
+        effect = self.base.known_effect(known, scale)
         if self.steps is None:
             return effect
         learned = self.steps.known.weight[0].to(known.device)
-        return effect + local * (known.to(learned) @ learned)
+        return effect + local * (known.to(learned) @ learned)[:, None]
 
     def loss(self, window: Window, future: Tensor) -> Tensor:
         """Training loss; future is (b, c, o, h), less the first value, NaN where missing."""

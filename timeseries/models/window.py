@@ -18,6 +18,8 @@ class Sizes:
 
     prediction_length: int
     """h."""
+    channels: int = 1
+    """Channels that known-future covariates act on each in its own way: c."""
     inputs: int = 0
     """Covariates that each past step brings, known-future and past ones together: k."""
     known: int = 0
