@@ -150,7 +150,8 @@ class Stack(Mixer):
         self.needs, self.exports = frozenset(needs), frozenset(exports)
         if causal and not (self.causal and self.recurrent):
             culprits = sorted({type(m).__name__ for m in mixers if not (m.causal and m.recurrent)})
-            raise Unsupported(f"Stack: pattern {self.pattern!r} must be causal, but {', '.join(culprits)} is not")
+            names = ", ".join(culprits)
+            raise Unsupported(f"Stack: pattern {self.pattern!r} must be causal and have a state; these cannot: {names}")
 
     def _scale_residual_branches(self) -> None:
         """Keep the variance of the sum of all branches that of one: their outputs shrink by its square root."""
