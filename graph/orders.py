@@ -23,6 +23,7 @@ from ssmcore.registry import resolve
 
 from .checks import GraphError
 from .noise import uniform
+from .passage import Passage
 from .structure import (
     colours,
     dense_rank,
@@ -219,10 +220,23 @@ def visits(topology: Topology, order: str, *, seed: int = 0, member: int = 0, fr
     if rule.ties == "noise":
         noise = uniform(topology.place, seed, member, fresh=fresh)
         return torch.argsort(topology.classes(order) + noise)
-    cache: dict = topology.__dict__.setdefault("_visits", {})
+    by_place = torch.argsort(topology.place, stable=True)
+    return by_place[torch.argsort(topology.classes(order)[by_place], stable=True)]
+
+
+def passage_of(topology: Topology, order: str, *, seed: int = 0, member: int = 0, fresh: bool = False) -> Passage:
+    """The maps into the order of a scan and back, averaging over ties where the order does; arguments as `visits`.
+
+    No shapes.
+    Raises:
+        ValueError: No such order, or it lacks what it needs.
+    """
+    rule = rule_of(order)
+    if rule.random:
+        return Passage.of(visits(topology, order, seed=seed, member=member, fresh=fresh))
+    cache: dict = topology.__dict__.setdefault("_passages", {})
     if order not in cache:
-        by_place = torch.argsort(topology.place, stable=True)
-        cache[order] = by_place[torch.argsort(topology.classes(order)[by_place], stable=True)]
+        cache[order] = Passage.of(visits(topology, order), topology.ties(order) if rule.ties == "average" else None)
     return cache[order]
 
 

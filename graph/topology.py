@@ -18,6 +18,7 @@ from ssmcore.array_types import Float, Int
 from ssmcore.functional import Rows
 
 from .checks import GraphError, check_batch, check_edges
+from .passage import MirroredRows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,13 +164,15 @@ def topology_for(
         batch_size: Number of graphs, where some have no nodes.
         topology: Comes back as it is, and the others are not looked at.
     Raises:
-        GraphError: The graph cannot be, or x has other channels.
+        GraphError: The graph cannot be, x has other channels, or holds whole numbers.
     """
     if topology is not None:
         return topology
     op = type(layer).__name__
     if x.ndim != 2 or x.shape[1] != layer.channels:
         raise GraphError(f"{op}: x has shape {tuple(x.shape)}, expected (n, {layer.channels})")
+    if not x.is_floating_point():
+        raise GraphError(f"{op}: x has dtype {str(x.dtype).removeprefix('torch.')}, expected floating point")
     return Topology.of(edge_index, batch, len(x), batch_size=batch_size, op=op)
 
 
@@ -206,4 +209,4 @@ def rows_of(sizes: Int[Tensor, "g"]) -> Rows:
     full = sizes[sizes > 0]
     reset = torch.zeros(1, int(full.sum()), dtype=torch.bool, device=sizes.device)
     reset[0, full.cumsum(0) - full] = True
-    return Rows.of(reset, None)
+    return MirroredRows.of(reset, None)

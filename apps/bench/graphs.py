@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", choices=SETS, default=list(SETS), help="data sets (default: all)")
     parser.add_argument("--batch-size", nargs="+", type=int, default=[32, 128], help="graphs a batch (default: 32 128)")
     parser.add_argument("--row", nargs="+", choices=ROWS, default=list(ROWS), help="rows (default: all)")
-    parser.add_argument("--batches", type=int, default=3, help="batches a call goes through (default: 3)")
+    parser.add_argument(
+        "--graphs",
+        type=int,
+        default=1088,
+        help="graphs a call goes through, in batches (default: 1088, nearly all of PROTEINS)",
+    )
     parser.add_argument("--channels", type=int, default=64, help="width (default: 64)")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time a row (default: 2)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
@@ -73,7 +78,8 @@ def measure(args: argparse.Namespace) -> dict:
     for name in args.set:
         for size in args.batch_size:
             file = str(Path(folder.name) / f"{name}-{size}.pt")
-            problem = Problem(name, size, args.batches, args.channels, args.root, args.source, file)
+            batches = max(1, args.graphs // size)
+            problem = Problem(name, size, batches, args.channels, args.root, args.source, file)
             prepare(problem)
             jobs = {row: make_job(problem, row, small=False) for row in args.row}
             padding, difference, busy = padding_factor(problem), padded_difference(problem), Neighbours()
@@ -82,13 +88,14 @@ def measure(args: argparse.Namespace) -> dict:
             for row, taken in samples.items():
                 memory = None if args.no_memory else round(peak_of(make_job, problem, row, threads=args.threads), 1)
                 rows.append(
-                    {"set": name, "batch_size": size, "row": row, "cpu_ms": 1e3 * taken.cpu_mean / args.batches,
-                     "wall_ms": 1e3 * taken.median / args.batches, "calls": len(taken.wall), "peak_mib": memory,
+                    {"set": name, "batch_size": size, "row": row, "batches": batches,
+                     "cpu_ms": 1e3 * taken.cpu_mean / batches, "wall_ms": 1e3 * taken.median / batches,
+                     "calls": len(taken.wall), "peak_mib": memory,
                      "padding": padding, "difference": difference, "cores_used_by_others": busy.cores()}
                 )  # fmt: skip
             print(as_text([r for r in rows if (r["set"], r["batch_size"]) == (name, size)]), flush=True)
     folder.cleanup()
-    sizes = {"channels": args.channels, "batches": args.batches, "threads": args.threads}
+    sizes = {"channels": args.channels, "graphs": args.graphs, "threads": args.threads}
     return {"machine": describe_machine(), "sizes": sizes, "rows": rows}
 
 
@@ -214,18 +221,15 @@ def padded_scan(layer, x, topology):
     """SSMConv as public code runs it: a dense batch (g, longest, d), padding behind the nodes in both directions."""
     from torch_geometric.utils import to_dense_batch
 
-    from graph.orders import visits
+    from graph.orders import passage_of
     from ssmcore.mixer import Context
 
-    ties, order = topology.ties(layer.order), visits(topology, layer.order)
-    dense, mask = to_dense_batch(
-        ties.mean(x).index_select(0, order), topology.batch[order], batch_size=topology.num_graphs
-    )
+    passage, graphs = passage_of(topology, layer.order), topology.num_graphs
+    dense, mask = to_dense_batch(passage.read(x), topology.batch[passage.order], batch_size=graphs)
     ahead, back = layer.mixer.mixers  # both in one call of each operator, as the packed layer has it
     there, back_again = ahead.mix_pair(back, dense, _turned(dense, topology.sizes), Context(), Context())
     y = there + _turned(back_again, topology.sizes)
-    restored = x.new_empty(x.shape).index_copy(0, order, y[mask])
-    return ties.mean(restored)
+    return passage.back(y[mask])
 
 
 def _turned(dense, sizes):

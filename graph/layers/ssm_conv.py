@@ -16,7 +16,8 @@ from ssmcore.mixer import Context, Mixer
 from ssmcore.mixers import MixerSpec
 
 from ..checks import GraphError, check_features
-from ..orders import buckets_of, rule_of, visits
+from ..orders import buckets_of, passage_of, rule_of
+from ..passage import Passage
 from ..topology import Topology, rows_of, topology_for
 
 
@@ -67,7 +68,6 @@ class SSMConv(nn.Module):
                 raise ValueError(
                     f"SSMConv: {name}={count} with order={order!r}, expected 1: it draws nothing at random"
                 )
-        self.ties = rule.ties
         self.mixer = self._build()
         self.step = None
         if edge_dim is not None:
@@ -120,22 +120,19 @@ class SSMConv(nn.Module):
         if not len(x):
             return x
         steps = self._steps(edge_attr, topology, x.dtype)
-        if self.ties != "average":
-            members = range(1 if self.training else self.ensemble)
-            return sum(self._scan(x, steps, topology, member) for member in members) / len(members)
-        ties = topology.ties(self.order)
-        y = self._scan(ties.mean(x), None if steps is None else ties.mean(steps), topology, 0)
-        return ties.mean(y)
+        draws = [self._scan(x, steps, topology, member) for member in range(1 if self.training else self.ensemble)]
+        return draws[0] if len(draws) == 1 else torch.stack(draws).mean(0)
 
     def _scan(self, x: Tensor, steps: Tensor | None, topology: Topology, member: int) -> Tensor:
         draw = {"seed": self.seed, "member": member, "fresh": self.training}
-        order, rows = visits(topology, self.order, **draw), topology.rows
+        passage, rows = passage_of(topology, self.order, **draw), topology.rows
         if self.buckets > 1:
             part = topology.batch * self.buckets + buckets_of(topology, self.buckets, **draw)
-            order, rows = order[torch.argsort(part[order], stable=True)], rows_of(torch.bincount(part))
-        ctx = Context(rows, None if steps is None else steps[order].T)
-        y, _ = self.mixer.mix(x.index_select(0, order)[None], None, ctx)
-        return torch.empty_like(y[0]).index_copy(0, order, y[0])
+            order = passage.order[torch.argsort(part[passage.order], stable=True)]
+            passage, rows = Passage.of(order), rows_of(torch.bincount(part))
+        ctx = Context(rows, None if steps is None else passage.read(steps).T)
+        y, _ = self.mixer.mix(passage.read(x)[None], None, ctx)
+        return passage.back(y[0])
 
     def _steps(self, edge_attr: Tensor | None, topology: Topology, dtype: torch.dtype) -> Tensor | None:
         """Time that passes at each node, shape (n, 1): between 1/4 and 4, from the mean of its incoming edges."""

@@ -34,7 +34,7 @@ def test_measure_and_table(tmp_path, monkeypatch, capsys):
     parser = argparse.ArgumentParser()
     graphs.add_arguments(parser)
     args = parser.parse_args(
-        ["--seconds", "0.01", "--channels", "8", "--batch-size", "4", "--no-memory", "--batches", "1"]
+        ["--seconds", "0.01", "--channels", "8", "--batch-size", "4", "--no-memory", "--graphs", "4"]
     )
     args.set, args.json = ["shortest_paths"], tmp_path / "deep" / "graph.json"
     assert graphs.run(args) == 0

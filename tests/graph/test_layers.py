@@ -338,6 +338,7 @@ BAD_INPUT = {
     "short batch": (lambda g: {"batch": g.batch[1:]}, "batch has shape"),
     "float batch": (lambda g: {"batch": g.batch.float()}, "batch has dtype float32"),
     "negative batch": (lambda g: {"batch": g.batch - 1}, "batch holds graph -1"),
+    "whole numbers": (lambda g: {"x": g.x.long()}, "x has dtype int64, expected floating point"),
     "channels": (lambda g: {"x": g.x[:, :4]}, r"x has shape \(36, 4\), expected \(n, 6\)"),
 }
 

@@ -8,7 +8,7 @@ import torch
 
 from graph.checks import GraphError
 from graph.noise import mix, uniform
-from graph.orders import ORDERS, visits
+from graph.orders import ORDERS, passage_of, visits
 from graph.structure import colours, distances, hop_pairs, page_rank, quantise, return_probabilities
 from graph.topology import Topology
 
@@ -212,3 +212,24 @@ def test_quantiles_have_no_border_at_fractions():
 def test_hilbert_wants_points_in_the_plane():
     with pytest.raises(GraphError, match=r"points \(n, 2\) are needed, got pos of shape \(3, 3\)"):
         topology_of(nx.path_graph(3), pos=torch.zeros(3, 3)).rank("hilbert")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_way_into_an_order_and_back_are_each_others_transpose(order):
+    """Both maps against dense matrices made from the definition, and their gradients of first and second order."""
+    rng = torch.Generator().manual_seed(3)
+    n = sum(map(len, GRAPHS))
+    topology = topology_of(*GRAPHS, pos=torch.randn(n, 2, generator=rng))
+    passage, rule = passage_of(topology, order), ORDERS[order]
+    mean = torch.eye(n, dtype=torch.float64)
+    if rule.ties == "average":
+        classes = topology.classes(order)
+        tied = (classes[:, None] == classes).double()
+        mean = tied / tied.sum(1, keepdim=True)
+    matrix = mean[visits(topology, order)]
+    x = torch.randn(n, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(passage.read(x), matrix @ x, rtol=0, atol=1e-14)
+    torch.testing.assert_close(passage.back(x), matrix.T @ x, rtol=0, atol=1e-14)
+    for way in (passage.read, passage.back):
+        assert torch.autograd.gradcheck(way, x)
+        assert torch.autograd.gradgradcheck(lambda t, way=way: way(t).square(), x)
