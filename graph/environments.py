@@ -86,6 +86,7 @@ def fit_and_score(
     classes = "cross_entropy" in data.schema.loss
     y = y.reshape(len(counts), -1)
     train = data.parts["train"]
+    counts = counts[:, counts[train].any(0)]  # a bucket that no training graph fills teaches nothing, and costs time
     found = [_predict(counts, y[:, task], train, data, learner, rounds, seed) for task in range(y.shape[1])]
     scores, truth = (found[0], y[:, 0]) if classes else (np.concatenate(found, 1), y)
     return {
