@@ -3,9 +3,9 @@
 Every network is trained from nothing at every distance, and scored on graphs that it has not seen. Networks that pass
 messages get one layer more than the distance, so that a message could arrive; the others have the layers of `--layers`.
 
-On trees graph_mamba is the published one: one scan, nodes by degree. Leaves have degree 1, the root 2, all others 3, so
-that the scan meets every key with its value before it meets the root's key; to answer is to recall, and what it takes
-is a state for 2^depth pairs. Among the leaves the order is drawn anew at each pass.
+On trees graph_mamba has one scan, nodes by degree, as published. Leaves have degree 1, the root 2, all others 3: the
+scan meets every key with its value before it meets the root's key; among the leaves the order is drawn anew at each
+pass. To answer is to recall one of 2^depth pairs, so its mixer (`--recall`) is one whose state is a memory of pairs.
 """
 
 import csv
@@ -45,6 +45,8 @@ class ReachConfig:
     """Width of every network."""
     layers: int = 2
     """Layers of the networks that reach any distance in one."""
+    recall: str = "retnet"
+    """Sequence mixer of graph_mamba on trees, see ssmcore.list_mixers(); elsewhere it is Mamba."""
     seed: int = 0
     """Seed of everything."""
     output: str = "runs/reach"
@@ -130,7 +132,8 @@ def train_config(config: ReachConfig, model: ModelName, distance: int) -> TrainC
         hidden=config.hidden,
         layers=distance + 1 if model in PASSING else config.layers,
         hops=(2 * distance if tree else distance) + 1,
-        d_state=2 ** (distance + 1) if recall else config.hidden,
+        mixer=config.recall if recall else "mamba",
+        d_state=config.hidden,
         order="degree" if tree else "canonical",
         local="none" if recall else "gin",
         bidirectional=not recall,
