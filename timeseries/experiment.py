@@ -173,7 +173,8 @@ class Experiment:
         print(
             f"LinearSSM: {len(linear.angles)} poles, {choice} by "
             f"{f'{folds} folds and validation' if folds else f'validation {options.select}'}, "
-            f"{known} {self._named()}, {loss} by validation {options.select} "
+            f"{known} {self._named()} by validation {options.select}, {loss} by "
+            f"{'the product of both' if options.mean_by == 'both' else options.mean_by} "
             f"(least squares alone: MSE {report.mse[report.chosen]:.4f}, MAE {report.mae[report.chosen]:.4f}), "
             f"{time.monotonic() - started:.1f} s"
         )

@@ -122,16 +122,23 @@ class StructuralPredictor(GaussianPredictor):
         self.configs, self.longest = tuple(configs), longest
 
     def fit(self, series: Series) -> list[FittedStructural]:
-        """The best candidate of every channel.
+        """The best candidate of every channel; the first one where a channel has too few values for any.
 
         Args:
             series: One item.
         """
         y = series.target[:, -self.longest :]
         seen = y[~y.isnan().all(1)]
-        tried = [fit_structural(seen, config) for config in self.configs] if len(seen) else []
-        best = torch.stack([fitted.aic for fitted in tried]).argmin(0).tolist() if tried else []
-        return [tried[i] for i in best]
+        if not len(seen):
+            return []
+        values, tried, criteria = (~seen.isnan()).sum(1), [], []
+        for config in self.configs:
+            fitted = fit_structural(seen, config)
+            unknown = fitted.variances.shape[1] + fitted.model.transition.shape[-1]
+            tried.append(fitted)
+            # As many states as values explain anything: their forecast is the vague prior.
+            criteria.append(torch.where(values > unknown, fitted.aic, torch.inf))
+        return [tried[i] for i in torch.stack(criteria).argmin(0).tolist()]
 
     def moments(self, series: Series) -> tuple[Tensor, Tensor]:
         """See GaussianPredictor."""

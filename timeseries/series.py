@@ -156,7 +156,9 @@ def read_series(entry: Mapping[str, Any], schema: Schema, future: int = 0, numbe
     """
     name = _name(entry, number)
     check_freq(_period(entry, number), schema.freq, name)
-    raw = _array(entry.get("target"), name, "target", missing=True)
+    if entry.get("target") is None:
+        raise ValueError(f"{name}: an entry needs 'target' and 'start', this one has {', '.join(map(repr, entry))}")
+    raw = _array(entry["target"], name, "target", missing=True)
     target = np.atleast_2d(raw)
     if raw.ndim not in (1, 2) or target.shape[0] != schema.channels:
         raise ValueError(f"{name}: target has shape {raw.shape}, expected {schema.channels} channels as in training")

@@ -45,8 +45,10 @@ class Windows(Dataset):
             where = where[len(where) - max(1, int(share * len(where))) :] if len(where) else where
             if not len(where):
                 continue
-            base, scale, level = base_forecasts(network.base, item.series, torch.tensor(list(where)))
-            self.items.append((item.series, where.start, base.float(), scale, level))
+            picked = torch.tensor(list(where))
+            base, scale, level = base_forecasts(network.base, item.series, picked)
+            # In units of the scale: a float32 holds those whatever the unit of the series.
+            self.items.append((item.series, where.start, (base / scale[:, picked, None]).float(), scale, level))
             ends = range(where.stop - 1, where.start - 1, -origins)
             self.places += [(len(self.items) - 1, end) for end in ends]
 
@@ -69,7 +71,7 @@ class Windows(Dataset):
             "known": known[kept[:, None] + 1 + torch.arange(self.horizon)],
             "static": series.static,
             "category": series.category,
-            "base": base[:, kept - start].double(),
+            "base": base[:, kept - start].double() * scale[:, kept, None],
             "scale": scale[:, kept],
             "level": level[:, kept],
             "first": series.first,

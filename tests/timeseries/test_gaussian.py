@@ -142,6 +142,14 @@ class TestBattery:
             build(kind).__class__(0)
 
 
+@pytest.mark.parametrize("values", [[3.0], [3.0, 4.0], [0.0, 1.0, 2.0, 3.0, 4.0]])
+def test_few_values_get_no_more_states_than_they_can_tell(values):
+    """A slope and a season of 24 would explain five values and forecast their own vague prior."""
+    data = [{"start": pd.Period("2024-01-01", "h"), "target": np.array(values)}]
+    (forecast,) = StructuralEstimator(12).train(data).predict(data)
+    assert np.abs(forecast.quantile(0.9) - values[-1]).max() < 50
+
+
 def test_the_season_is_found():
     data = entries(count=1, length=240)
     (forecast,) = StructuralEstimator(24).train(data).predict(data)

@@ -94,6 +94,14 @@ def test_units_do_not_matter(factor, trained, make_entries):
     np.testing.assert_allclose(b.quantile(0.9) / factor, a.quantile(0.9), rtol=1e-5)
 
 
+@pytest.mark.parametrize("output", ["conformal", "student_t"])
+@pytest.mark.parametrize("kind", ["linear", "s4d", "patch"])
+@pytest.mark.parametrize("target", [1e60 * np.sin(np.arange(90)), np.arange(5.0)], ids=["large", "after zero"])
+def test_values_far_off_the_scale_that_is_known(kind, output, target, small):
+    """More than a float32 holds, and a first value of 0, whose scale is that of nothing."""
+    forecast(small(kind, output=output, num_samples=50).train([entry(target)]), target)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("horizon", [6, 60])
 def test_training_on_short_series(kind, horizon, small):
@@ -112,6 +120,7 @@ def test_training_on_short_series(kind, horizon, small):
         ([entry([1.0])], "train: no series has two observed values"),
         ([entry([1.0, 2.0]), entry([1.0, 2.0], freq="D")], "its frequency is 'D', the others have 'h'"),
         ([{"target": [1.0, 2.0]}], "an entry needs 'target' and 'start'"),
+        ([entry([1.0, 2.0]), {"start": pd.Period("2021-03-01", "h")}], "item 1: an entry needs 'target' and 'start'"),
     ],
 )
 def test_training_on_nothing(data, message, small):

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from .linear_base import LinearBase
 from .window import Hidden, Sizes, Window
 
+FAR = 1e4
+"""Scales; what is further off says that the scale was not known yet (after a first value of 0), and is not learnt."""
+
 
 class StepFeatures(nn.Module):
     """What does not depend on the past: features of each step to forecast, (b, o, h, e); all start at zero.
@@ -102,4 +105,5 @@ class Network(nn.Module):
 
     def loss(self, window: Window, future: Tensor) -> Tensor:
         """Training loss; future is (b, c, o, h), less the first value, NaN where missing."""
-        return self.head.loss(window, self(window), future)
+        far = (future - window.base).abs() > FAR * window.scale[..., None]
+        return self.head.loss(window, self(window), future.masked_fill(far, torch.nan))
