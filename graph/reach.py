@@ -167,6 +167,7 @@ def _score(config: ReachConfig, model: ModelName, distance: int, folder: Path) -
 def draw(panels: Sequence[tuple[str, dict[str, dict[int, float]]]], path: Path) -> None:
     """Accuracy over distance, a panel a task, one line a network, as a small PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(1.5 + 4.5 * len(panels), 3.2), layout="constrained")
     for axis, (task, scores) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -175,6 +176,7 @@ def draw(panels: Sequence[tuple[str, dict[str, dict[int, float]]]], path: Path) 
             style = {"linewidth": width, "marker": "os^Dv<>p"[number % 8], "markersize": 5}
             axis.plot(list(by_distance), list(by_distance.values()), label=model, **style)
         axis.set(xlabel="distance", ylabel="accuracy on unseen graphs", ylim=(0, 1.03), title=task)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, ncols=2)
     figure.savefig(path, dpi=110)
