@@ -42,16 +42,10 @@ class FingerprintConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, 2 for input that cannot be used."""
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(FingerprintConfig, words, prog=PROG, usage="[--data NAME] [options]")
-    try:
-        run(config)
-    except ValueError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    config = cli.parse(FingerprintConfig, argv, prog=PROG, usage="[--data NAME] [options]")
+    return guarded(lambda: run(config), prog=PROG, refused=ValueError)
 
 
 def run(config: FingerprintConfig) -> list[dict]:

@@ -57,25 +57,17 @@ class ReachConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, as `graph.train`."""
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(ReachConfig, words, prog=PROG, usage="[--task NAME] [options]")
+    config = cli.parse(ReachConfig, argv, prog=PROG, usage="[--task NAME] [options]")
 
-    from ssmcore.engine import Interrupted
-
-    try:
+    def job() -> None:
         scores = run(config)
-    except ValueError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"{stop}; the same command goes on", file=sys.stderr)
-        return 128 + stop.signum
-    print("".ljust(12) + "".join(f"{d:>8}" for d in config.distances))
-    for model, by_distance in scores.items():
-        print(model.ljust(12) + "".join(f"{by_distance[d]:8.3f}" for d in config.distances))
-    return 0
+        print("".ljust(12) + "".join(f"{d:>8}" for d in config.distances))
+        for model, by_distance in scores.items():
+            print(model.ljust(12) + "".join(f"{by_distance[d]:8.3f}" for d in config.distances))
+
+    return guarded(job, prog=PROG, refused=ValueError, go_on="the same command goes on")
 
 
 def run(config: ReachConfig) -> dict[str, dict[int, float]]:

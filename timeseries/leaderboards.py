@@ -156,15 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 if a seasonal-naive score is not the published one, 2 for input that cannot be used.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(LeaderboardConfig, words, prog=PROG, usage="--data-dir DIR [--tasks '[gift/ett1/H]']")
-    try:
-        return run(config)
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
+    config = cli.parse(LeaderboardConfig, argv, prog=PROG, usage="--data-dir DIR [--tasks '[gift/ett1/H]']")
+    return guarded(lambda: run(config), prog=PROG, refused=DataError)
 
 
 def run(config: LeaderboardConfig) -> int:

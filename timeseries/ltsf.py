@@ -308,21 +308,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after NaN in training, 2 for input that cannot be used, 128 + signal after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(LtsfConfig, words, prog=PROG, usage="--data-dir DIR [options]")
+    config = cli.parse(LtsfConfig, argv, prog=PROG, usage="--data-dir DIR [options]")
     try:
-        run(config)
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROG}: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return guarded(lambda: run(config), prog=PROG, refused=DataError, go_on="the same command goes on where it was")
     except SystemExit as stop:
         return int(stop.code or 0)
-    return 0
 
 
 def run(config: LtsfConfig) -> None:

@@ -33,22 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program name; None takes sys.argv.
     Returns:
-        Exit status: 0, or 2 for input that cannot be used.
+        Exit status: 0, 2 for input that cannot be used, 130 after an interruption.
     """
-    from ssmcore.engine import cli
+    from ssmcore.engine import cli, guarded
 
-    words = sys.argv[1:] if argv is None else list(argv)
-    config = cli.parse(
-        PredictConfig,
-        words,
-        prog=PROG,
-        usage="--run RUN_DIR --data FILE.csv [--output forecast.csv] [--levels '[0.1,0.9]']",
-    )
-    try:
-        return predict(config)
-    except DataError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 2
+    usage = "--run RUN_DIR --data FILE.csv [--output forecast.csv] [--levels '[0.1,0.9]']"
+    config = cli.parse(PredictConfig, argv, prog=PROG, usage=usage)
+    return guarded(lambda: predict(config), prog=PROG, refused=DataError)
 
 
 def predict(config: PredictConfig) -> int:

@@ -248,9 +248,14 @@ def _pairs(words: list[str]) -> list[tuple[str, str]]:
 def _listed(word: str, before: str) -> str:
     """A,B after one of the list options is [A,B]."""
     flag, eq, value = word.partition("=")
-    if eq and flag in LISTS and not value.startswith("["):
+    if eq and _takes_list(flag) and not value.startswith("["):
         return f"{flag}=[{value}]"
-    return f"[{word}]" if before in LISTS and not word.startswith(("[", "--")) else word
+    return f"[{word}]" if _takes_list(before) and not word.startswith(("[", "--")) else word
+
+
+def _takes_list(flag: str) -> bool:
+    """Also for a beginning of a list option, as the parser understands it: --batch-size."""
+    return len(flag) > 2 and any(name.startswith(flag.replace("_", "-")) for name in LISTS)
 
 
 if __name__ == "__main__":
