@@ -199,7 +199,9 @@ class TestProperties:
         assert y.dtype == dtype
         assert last.dtype == torch.float32
         close(last, end, 1e-6)
-        close(y, expected, 0.6 * torch.finfo(dtype).eps)
+        # Triton's interpreter cuts bfloat16 off, compiled code rounds it: a whole last digit in place of half of one.
+        cut_off = backend == "triton" and dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1"
+        close(y, expected, (1 if cut_off else 0.6) * torch.finfo(dtype).eps)
 
     def test_bitwise_repeatable(self, backend):
         tensors = arguments(3, 65, 40, rows=3, dtype=torch.float32)
