@@ -69,7 +69,7 @@ class Moe(PositionWise):
     evaluation it never does.
 
     Raises:
-        ValueError: The expert is unknown, or lets tokens see each other.
+        ValueError: The expert is unknown, lets tokens see each other, or is a mixture itself.
     """
 
     Config = MoeConfig
@@ -85,7 +85,7 @@ class Moe(PositionWise):
         self.router = nn.Linear(d_model, self.config.num_experts, bias=False)
         nn.init.normal_(self.router.weight, std=0.02)
         experts = [build_mixer(self.config.expert, d_model) for _ in range(self.config.num_experts)]
-        if not all(isinstance(expert, PositionWise) for expert in experts):
+        if not all(isinstance(expert, PositionWise) and not isinstance(expert, Moe) for expert in experts):
             raise ValueError(f"Moe: expert is {self.config.expert!r}, expected one that maps single tokens, as 'glu'")
         self.experts = nn.ModuleList(experts)
         self.residual_out = tuple(f"experts.{i}.{name}" for i, e in enumerate(experts) for name in e.residual_out)

@@ -169,5 +169,7 @@ def test_moe_refuses():
         create_mixer("moe", 8, num_experts=2, top_k=3)
     with pytest.raises(ValueError, match="single tokens"):
         create_mixer("moe", 8, expert="mamba")
+    with pytest.raises(ValueError, match="single tokens"):
+        moe(expert="moe")
     with pytest.raises(ValueError, match="gate"):
         create_mixer("moe", 8, gate="hard")
