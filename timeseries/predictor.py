@@ -163,7 +163,7 @@ class SSMPredictor(Predictor):
 
     @classmethod
     def deserialize(cls, path: Path, device: torch.device | str | None = None) -> "SSMPredictor":
-        """Read what `serialize` wrote.
+        """Read what `serialize` wrote, now or before some fields were there: those have their defaults.
 
         Args:
             path: The folder.
@@ -177,15 +177,14 @@ class SSMPredictor(Predictor):
         tensors, _ = load_weights(Path(path) / WEIGHTS)
         calibration = None
         if plan["memory"] is not None:
-            calibration = Calibration(
-                sketch=tensors.pop("sketch"),
-                inflation=tensors.pop("inflation"),
-                memory=plan["memory"],
-                gain=plan["gain"],
-            )
+            options = {name: plan[name] for name in ("memory", "gain") if name in plan}
+            calibration = Calibration(sketch=tensors.pop("sketch"), inflation=tensors.pop("inflation"), **options)
         blueprint = Blueprint.from_dict(plan["blueprint"])
         network = blueprint.build()
-        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in tensors.items()})
+        state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+        # Once all channels shared one effect of the covariates, which was a vector.
+        state["base.effect"] = state["base.effect"].view_as(network.base.effect)
+        network.load_state_dict(state)
         schema = Schema.from_dict(plan["schema"])
         trained = Trained(blueprint=blueprint, schema=schema, calibration=calibration, num_samples=plan["num_samples"])
         predictor = cls(network, trained)

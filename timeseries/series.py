@@ -85,8 +85,8 @@ class Schema:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Schema":
-        """From plain data, lists for tuples."""
-        cycles = tuple((int(period), int(count)) for period, count in data["harmonics"])
+        """From plain data, lists for tuples; a field that was not there yet when it was written has its default."""
+        cycles = tuple((int(period), int(count)) for period, count in data.get("harmonics", ()))
         return cls(**{**data, "cardinalities": tuple(data["cardinalities"]), "harmonics": cycles})
 
     def cycles(self, start: pd.Period, steps: range) -> np.ndarray:

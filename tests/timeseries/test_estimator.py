@@ -1,6 +1,7 @@
 """What GluonTS asks of its own estimators, asked of ours; and what GluonTS itself gets wrong."""
 
 import io
+import json
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -17,10 +18,11 @@ from gluonts.model.predictor import Predictor
 from gluonts.torch import distributions
 from lightning.pytorch.callbacks import Callback
 
+from ssmcore.engine import load_weights, save_weights
 from timeseries import SSMEstimator, from_pandas
 from timeseries.config import FitConfig
 from timeseries.heads import OUTPUTS
-from timeseries.predictor import SSMPredictor
+from timeseries.predictor import PLAN, WEIGHTS, SSMPredictor
 from timeseries.series import read_series
 
 KINDS = ["linear", "s4d", "mamba", "patch", "s_mamba", "time_machine", "simba"]
@@ -70,6 +72,20 @@ def test_train_predict_serialize(kind, output, small, make_entries, tmp_path):
     with torch.no_grad():
         copy.network.base.linear.bias += 1
     assert copy != predictor
+
+
+def test_a_predictor_of_an_earlier_version_loads(small, make_entries, tmp_path):
+    data = make_entries(features=True, future=6)
+    predictor = small("linear").train(data)
+    predictor.serialize(tmp_path)
+    plan = json.loads((tmp_path / PLAN).read_text())  # before there were cycles, gains, and effects by channel
+    del plan["schema"]["harmonics"], plan["gain"], plan["blueprint"]["sizes"]["channels"]
+    (tmp_path / PLAN).write_text(json.dumps(plan))
+    tensors, _ = load_weights(tmp_path / WEIGHTS)
+    assert tensors["network.base.effect"].abs().max() > 0
+    tensors["network.base.effect"] = tensors["network.base.effect"].squeeze(1)
+    save_weights(tmp_path / WEIGHTS, tensors, {})
+    assert Predictor.deserialize(tmp_path) == predictor
 
 
 @pytest.mark.parametrize("output", sorted(OUTPUTS))
