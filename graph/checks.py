@@ -33,7 +33,7 @@ def check_edges(op: str, edge_index: Int[Tensor, "2 e"], num_nodes: int) -> None
             raise GraphError(f"{op}: edge_index holds node {bad}, expected 0..{num_nodes - 1} for n={num_nodes} nodes")
 
 
-def check_batch(op: str, batch: Int[Tensor, "n"], num_nodes: int, batch_size: int | None) -> int:
+def check_batch(op: str, batch: Int[Tensor, "n"], num_nodes: int, batch_size: int | None, name: str = "batch") -> int:
     """Graph numbers of the nodes, in any order; returns the number of graphs.
 
     Args:
@@ -41,19 +41,20 @@ def check_batch(op: str, batch: Int[Tensor, "n"], num_nodes: int, batch_size: in
         batch: Graph of each node, shape (n,), integers.
         num_nodes: n.
         batch_size: Number of graphs; None takes it from `batch`, which then may skip none.
+        name: The argument, for the message.
     Raises:
         GraphError: Wrong shape or dtype, a number outside 0..batch_size-1, or one that is skipped without a word.
     """
     if batch.shape != (num_nodes,):
-        raise GraphError(f"{op}: batch has shape {tuple(batch.shape)}, expected ({num_nodes},), one entry a node of x")
+        raise GraphError(f"{op}: {name} has shape {tuple(batch.shape)}, expected ({num_nodes},), one entry a node of x")
     if batch.dtype not in WHOLE:
-        raise GraphError(f"{op}: batch has dtype {_dtype(batch)}, expected int64")
+        raise GraphError(f"{op}: {name} has dtype {_dtype(batch)}, expected int64")
     if not num_nodes:
         return batch_size or 0
     low, high = int(batch.min()), int(batch.max())
     if low < 0 or (batch_size is not None and high >= batch_size):
         top = "" if batch_size is None else f"..{batch_size - 1}"
-        raise GraphError(f"{op}: batch holds graph {low if low < 0 else high}, expected 0{top}")
+        raise GraphError(f"{op}: {name} holds graph {low if low < 0 else high}, expected 0{top}")
     if batch_size is not None:
         return batch_size
     counts = torch.bincount(batch, minlength=high + 1)

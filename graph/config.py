@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 ModelName = Literal[
-    "graph_mamba", "gmn", "gred", "walker", "gcn", "gin", "gated_gcn", "gps", "mlp"
+    "graph_mamba", "gmn", "gred", "hop_lru", "walker", "gcn", "gin", "gated_gcn", "gps", "mlp"
 ]  # the last five are baselines
 Level = Literal["graph", "node", "link"]
 Loss = Literal["cross_entropy", "weighted_cross_entropy", "bce", "mae", "mse"]
@@ -41,7 +41,8 @@ class ModelConfig:
     """The network."""
 
     name: ModelName = "graph_mamba"
-    """State-space models: graph_mamba, gmn, gred, walker. Baselines: gcn, gin, gated_gcn, gps (attention), mlp."""
+    """State-space models: graph_mamba, gmn, gred, hop_lru, walker. Baselines: gcn, gin, gated_gcn, gps (attention) and
+    mlp."""
     hidden: int = 64
     """Width."""
     layers: int = 3
@@ -51,7 +52,7 @@ class ModelConfig:
     mixer: str = "mamba"
     """Sequence mixer of graph_mamba, gmn and walker; see ssmcore.list_mixers()."""
     d_state: int = 16
-    """State size of the mixer, and of gred (where they are complex)."""
+    """State size of the mixer, and of gred and hop_lru (where they are complex)."""
     expand: float = 1.0
     """Inner width of the mixer, in multiples of `hidden`, where it has one."""
     order: str = "canonical"
@@ -66,8 +67,9 @@ class ModelConfig:
     edge_decay: bool = False
     """Edge features set the step of each node, and so its decay (graph_mamba)."""
     layout: Literal["gps", "gated"] = "gps"
-    """graph_mamba: scan and message passing side by side, then an MLP, as published; or gated, which is message passing
-    plus the scan times a factor a channel that starts at 0, so that a network starts as its message passing alone."""
+    """graph_mamba, hop_lru: the global layer beside message passing, then an MLP, as in GPS; or gated, which is message
+    passing plus the global layer times a factor a channel that starts at 0, so that a network starts as its messages
+    alone."""
     local: Literal["gin", "gine", "gcn", "gated_gcn", "none"] = "gin"
     """Message passing beside the scan, or beside the attention of gps."""
     encoding: Literal["none", "rwse", "laplacian"] = "none"
@@ -79,9 +81,9 @@ class ModelConfig:
     jumping: bool = False
     """Read out from all layers, not from the last alone, as GIN does."""
     hops: int = 8
-    """Shells around a node (gred)."""
+    """Shells around a node (gred, hop_lru)."""
     r_min: float = 0.9
-    """Smallest initial modulus of the poles (gred)."""
+    """Smallest initial modulus of the poles (gred, hop_lru)."""
     walk_length: int = 20
     """Nodes on a walk (walker)."""
     walk_rate: float = 0.5

@@ -75,7 +75,8 @@ class SSMAggregation(Aggregation):
                 raise GraphError(f"SSMAggregation: ptr does not rise from 0 to {len(x)}, the number of rows of x")
         else:
             assert index is not None  # PyG's __call__ sees to it
-            check_batch("SSMAggregation", index, len(x), dim_size or int(index.max()) + 1 if len(x) else dim_size)
+            sets = dim_size or int(index.max()) + 1 if len(x) else dim_size
+            check_batch("SSMAggregation", index, len(x), sets, name="index")
             sizes = torch.bincount(index, minlength=dim_size or 0)
             x = x.index_select(0, torch.argsort(index, stable=True))
         full = sizes > 0

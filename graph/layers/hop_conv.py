@@ -11,7 +11,10 @@ Code to paper: λ, γ, B, C as there (ssmcore/mixers/lru.py); t tokens, n nodes,
 Source: Ding, Orvieto, He & Hofmann 2024, Recurrent distance filtering for graph representation learning, eq. 5-8.
 """
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmcore import create_mixer
@@ -19,6 +22,7 @@ from ssmcore.array_types import Float, Int
 from ssmcore.blocks import LayerNorm
 from ssmcore.mixers.lru import Lru
 
+from ..bags import Bags
 from ..structure import hop_pairs
 from ..topology import Topology, topology_for
 
@@ -97,20 +101,16 @@ class HopConv(nn.Module):
         topology = topology_for(self, x, edge_index, batch, batch_size, topology)
         if not len(x):
             return x
-        node, distance, sums = shells(x, topology, self.hops)
-        z = sums + self.mlp(self.norm(sums))
-        return self.core.activate(self.filter(z, node, distance, len(x)))
+        shells = shells_of(topology, self.hops)
+        sums = shells.members.sum(x)
+        return self.core.activate(self.filter(sums + self.mlp(self.norm(sums)), shells))
 
-    def filter(
-        self, z: Float[Tensor, "t d"], node: Int[Tensor, "t"], distance: Int[Tensor, "t"], num_nodes: int
-    ) -> Float[Tensor, "n d"]:
+    def filter(self, z: Float[Tensor, "t d"], shells: "Shells") -> Float[Tensor, "n d"]:
         """Re(C h) + D z[v, 0] in float32 or float64: the LRU's linear part after its last shell.
 
         Args:
-            z: Shells, shape (t, d).
-            node: Whose shell it is, shape (t,).
-            distance: Its distance, shape (t,).
-            num_nodes: n.
+            z: What each shell says, shape (t, d).
+            shells: Which they are.
         Returns:
             Shape (n, d), dtype of z.
         """
@@ -120,37 +120,62 @@ class HopConv(nn.Module):
             B, C = self.core.maps()
             _, gamma = self.core.modes(None)
             powers = (torch.arange(self.hops, device=z.device)[:, None] * self.core.exponents()).exp() * gamma
-            driven = powers.index_select(0, distance) * torch.complex(u @ B.real.T, u @ B.imag.T)
-            h = driven.new_zeros(num_nodes, driven.shape[1]).index_add(0, node, driven)
-            own = u.index_select(0, (distance == 0).nonzero()[:, 0])  # sorted by node: one each
-            y = h.real @ C.real.T - h.imag @ C.imag.T + D * own
+            # Real and imaginary parts side by side. The powers of each token are a product with zeros and ones, whose
+            # gradient is a product too: that of a gather would scatter.
+            near = F.one_hot(shells.distance, self.hops).to(u.dtype)
+            turn_re, turn_im = (near @ torch.cat([powers.real, powers.imag], 1)).chunk(2, 1)
+            in_re, in_im = (u @ torch.cat([B.real, B.imag]).T).chunk(2, 1)
+            driven = torch.cat([turn_re * in_re - turn_im * in_im, turn_re * in_im + turn_im * in_re], 1)
+            own = u.index_select(0, shells.tokens.bounds[1:] - 1)  # a node's last token is the node itself
+            y = shells.tokens.sum(driven) @ torch.cat([C.real, -C.imag], 1).T + D * own
         return y.to(z.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.channels}, hops={self.hops})"
 
 
-def shells(x: Float[Tensor, "n d"], topology: Topology, hops: int) -> tuple[Tensor, Tensor, Float[Tensor, "t d"]]:
-    """The sum of x over each shell that exists.
+@dataclass(frozen=True, eq=False)
+class Shells:
+    """The shells of a batch of graphs, as t tokens: node by node, and of a node from the farthest to itself."""
+
+    distance: Int[Tensor, "t"]
+    """Of each token."""
+    members: Bags
+    """Nodes of each token."""
+    tokens: Bags
+    """Tokens of each node."""
+
+
+def shells_of(topology: Topology, hops: int) -> Shells:
+    """The shells that exist; found at most once for each number of hops.
 
     Args:
-        x: Nodes, shape (n, d).
         topology: The graphs.
         hops: Number of shells at most.
-    Returns:
-        For each of t shells, sorted by node, then from far to near: the node, shape (t,); the distance, shape (t,); and
-        the sum, shape (t, d).
     """
-    pairs, distance = topology.hops if topology.hops is not None else hop_pairs(topology, hops)
-    if topology.hops is None:
-        object.__setattr__(topology, "hops", (pairs, distance))  # for the layers to come
+    cache: dict = topology.__dict__.setdefault("_shells", {})
+    if hops not in cache:
+        cache[hops] = _find_shells(topology, hops)
+    return cache[hops]
+
+
+def _find_shells(topology: Topology, hops: int) -> Shells:
+    (far, centre), distance = topology.hops if topology.hops is not None else hop_pairs(topology, hops)
     near = distance < hops
     if not bool(near.all()):
-        pairs, distance = pairs[:, near], distance[near]
-    far, centre = pairs
+        far, centre, distance = far[near], centre[near], distance[near]
     fresh = torch.ones_like(centre, dtype=torch.bool)
     fresh[1:] = (centre[1:] != centre[:-1]) | (distance[1:] != distance[:-1])
-    token = fresh.cumsum(0) - 1
     first = fresh.nonzero()[:, 0]
-    sums = x.new_zeros(len(first), x.shape[1]).index_add(0, token, x.index_select(0, far))
-    return centre[first], distance[first], sums
+    node = centre[first]
+    members = _bounds(torch.diff(first, append=first.new_tensor([len(centre)])))
+    tokens = _bounds(torch.bincount(node, minlength=topology.num_nodes))
+    # Distances are symmetric: the shells that hold u are those at distance k around each node v that u has at k, and
+    # the token of v at k stands k before v's last.
+    inside = tokens[1:][far] - 1 - distance
+    of_node = _bounds(torch.bincount(centre, minlength=topology.num_nodes))
+    return Shells(distance[first], Bags(far, members, inside, of_node), Bags.consecutive(node, tokens))
+
+
+def _bounds(counts: Int[Tensor, "r"]) -> Int[Tensor, "r1"]:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

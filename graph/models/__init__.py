@@ -7,12 +7,13 @@ from ssmcore.registry import resolve
 from ..config import ModelConfig, Schema
 from .baselines import gps, message_passing, structure_free
 from .skeleton import GraphModel
-from .state_space import gmn, graph_mamba, gred, walker
+from .state_space import gmn, graph_mamba, gred, hop_lru, walker
 
 MODELS: dict[str, Callable[[Schema, ModelConfig], GraphModel]] = {
     "graph_mamba": graph_mamba,
     "gmn": gmn,
     "gred": gred,
+    "hop_lru": hop_lru,
     "walker": walker,
     "gcn": message_passing,
     "gin": message_passing,

@@ -3,8 +3,11 @@
 graph_mamba   GPS layout: message passing beside a packed scan over all nodes
 gmn           subgraph tokens of every node first, then the same layout
 gred          recurrent units over hop shells, nothing else
+hop_lru       the same units beside message passing
 walker        GPS layout with a scan along random walks in the global place
 """
+
+from dataclasses import replace
 
 from torch import nn
 
@@ -64,9 +67,18 @@ def gred(schema: Schema, config: ModelConfig) -> GraphModel:
         ValueError: An option that does not fit.
     Source: Ding, Orvieto, He & Hofmann 2024, Recurrent distance filtering for graph representation learning.
     """
-    d, options = config.hidden, {"d_state": config.d_state, "r_min": config.r_min, "dropout": config.dropout}
-    blocks = [ResidualBlock(HopConv(d, config.hops, **options), config.dropout) for _ in range(config.layers)]
-    return GraphModel(schema, config, blocks)
+    return GraphModel(schema, config, [ResidualBlock(_hops(config), config.dropout) for _ in range(config.layers)])
+
+
+def hop_lru(schema: Schema, config: ModelConfig) -> GraphModel:
+    """GRED's layer beside message passing, in either layout: exactly equivariant, and edges may have features.
+
+    Shapes as GraphModel.
+    Raises:
+        ValueError: An option that does not fit.
+    Source: Ours; the layer is GRED's, the layouts are those of `graph_mamba`.
+    """
+    return GraphModel(schema, config, [_beside(schema, config, _hops(config), i) for i in range(config.layers)])
 
 
 def walker(schema: Schema, config: ModelConfig) -> GraphModel:
@@ -79,12 +91,11 @@ def walker(schema: Schema, config: ModelConfig) -> GraphModel:
     """
     options = {"length": config.walk_length, "rate": config.walk_rate}
     edge_dim = config.hidden if schema.edge is not None else None
-    blocks: list[nn.Module] = []
+    config = replace(config, layout="gps")
+    blocks = []
     for seed in range(config.layers):
         walks = WalkConv(config.hidden, mixer_spec(config), edge_dim=edge_dim, seed=seed, **options)
-        last = seed == config.layers - 1
-        local = local_of(schema, config)
-        blocks.append(GpsBlock(config.hidden, local, walks, config.dropout, edge_dim is not None, last))
+        blocks.append(_beside(schema, config, walks, seed, edge_dim is not None))
     return GraphModel(schema, config, blocks)
 
 
@@ -99,6 +110,18 @@ def _scan_block(schema: Schema, config: ModelConfig, seed: int, edges: bool = Fa
         edge_dim=config.hidden if edges else None,
         seed=seed,
     )
-    last = seed == config.layers - 1
+    return _beside(schema, config, scan, seed, edges)
+
+
+def _hops(config: ModelConfig) -> HopConv:
+    options = {"d_state": config.d_state, "r_min": config.r_min, "dropout": config.dropout}
+    return HopConv(config.hidden, config.hops, **options)
+
+
+def _beside(
+    schema: Schema, config: ModelConfig, glob: nn.Module, number: int, edges: bool = False
+) -> GatedBlock | GpsBlock:
+    """A global layer beside message passing, as layer `number` of a model."""
     layout = GatedBlock if config.layout == "gated" else GpsBlock
-    return layout(config.hidden, local_of(schema, config), scan, config.dropout, edges, last)
+    last = number == config.layers - 1
+    return layout(config.hidden, local_of(schema, config), glob, config.dropout, edges, last)

@@ -268,16 +268,18 @@ def test_every_causal_mixer_packed_equals_padded_equals_loop(mixer, make_graphs)
 
 def test_gred_is_the_recurrence_from_far_to_near(graphs):
     """The closed form against ssmcore's LRU, run over the shells of each node one by one."""
-    from graph.layers.hop_conv import shells
+    from graph.layers.hop_conv import shells_of
 
     layer = HopConv(6, hops=4, d_state=5).double().eval()
     topology = Topology.of(graphs.edge_index, graphs.batch, len(graphs.x))
     y = layer(graphs.x, graphs.edge_index, graphs.batch)
-    node, distance, sums = shells(graphs.x, topology, 4)
+    shells = shells_of(topology, 4)
+    sums = shells.members.sum(graphs.x)
     z = sums + layer.mlp(layer.norm(sums))
     for v in range(len(graphs.x)):
-        mine = node == v
-        assert distance[mine].tolist() == list(range(int(distance[mine].max()), -1, -1))
+        mine = slice(*shells.tokens.bounds[v : v + 2].tolist())
+        distance = shells.distance[mine].tolist()
+        assert distance == list(range(distance[0], -1, -1))
         torch.testing.assert_close(layer.core(z[mine][None])[0][0, -1], y[v], rtol=0, atol=1e-10)
 
 

@@ -14,7 +14,7 @@ from graph.topology import Topology
 SMALL = {"hidden": 8, "layers": 2, "d_state": 4, "hops": 4, "walk_length": 5, "token_reach": 2, "token_walks": 2}
 SMALL |= {"encoding_size": 4, "heads": 2}
 GRAPH = Schema(node=6, edge=3, out=4)
-EQUIVARIANT = ("graph_mamba", "gred", "gcn", "gin", "gated_gcn", "gps", "mlp")
+EQUIVARIANT = ("graph_mamba", "gred", "hop_lru", "gcn", "gin", "gated_gcn", "gps", "mlp")
 
 
 def build(name, schema=GRAPH, **options):
@@ -193,8 +193,8 @@ def test_aggregation_reads_each_set_in_order(index, graphs):
     [
         (lambda g: {"ptr": torch.tensor([0, 20, 10, 36])}, "does not rise from 0 to 36"),
         (lambda g: {"ptr": torch.tensor([0, 20])}, "does not rise from 0 to 36"),
-        (lambda g: {"index": g.batch - 1}, "batch holds graph -1"),
-        (lambda g: {"index": g.batch.double()}, "batch has dtype float64"),
+        (lambda g: {"index": g.batch - 1}, "index holds graph -1"),
+        (lambda g: {"index": g.batch.double()}, "index has dtype float64"),
         (lambda g: {"index": g.batch, "x": g.x[:, :4]}, r"expected \(n, 6\)"),
     ],
 )

@@ -124,7 +124,7 @@ def test_protocol_b_touches_the_test_fold_once(tu_set, tmp_path, monkeypatch):
         assert list(final) == fold.test
 
 
-@pytest.mark.parametrize("name", ["gmn", "gred", "walker", "gcn", "gin", "gated_gcn", "gps", "mlp"])
+@pytest.mark.parametrize("name", ["gmn", "gred", "hop_lru", "walker", "gcn", "gin", "gated_gcn", "gps", "mlp"])
 def test_every_model_trains(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--epochs", "1", "--steps-per-epoch", "2", "--model.name", name, "--bucket", "true", "--model.heads", "2"]
