@@ -10,6 +10,7 @@ from .conformal import recent_errors
 from .fitting import targets_after, whole_window
 from .predictor import SSMPredictor
 from .series import read_series
+from .trainable import check_counts, check_kinds
 
 NORMAL_80 = 2.5631031
 """Width of the middle 80 % of a normal distribution, in standard deviations."""
@@ -25,14 +26,17 @@ def anomaly_scores(
     a normal distribution whose deviation fits the middle 80 % of the latest errors before it.
 
     Args:
-        predictor: Any.
+        predictor: With any output.
         dataset: GluonTS data entries.
         memory: Errors that say how large an error is usual, where the output has no density.
     Returns:
         For each series shape (t,) or, multivariate, (c, t); NaN where a value is missing, and at the first.
     Raises:
-        ValueError: An entry cannot be used.
+        ValueError: An argument or an entry cannot be used.
     """
+    wanted = "an SSMPredictor; a structural model scores anomalies by fit_structural(...).anomaly"
+    check_kinds("anomaly_scores", predictor=(predictor, SSMPredictor, wanted))
+    check_counts("anomaly_scores", memory=memory)
     scores = []
     for number, entry in enumerate(dataset):
         series = read_series(entry, predictor.trained.schema, 0, number)

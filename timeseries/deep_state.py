@@ -30,7 +30,7 @@ from .gaussian import GaussianPredictor, candidates
 from .models.deep_state import DeepState
 from .predictor import WEIGHTS
 from .series import Schema, Series, period_freq, read_schema, read_series
-from .trainable import OTHER_OPTIONS, Entries, Trainable, check_lengths
+from .trainable import OTHER_OPTIONS, Entries, Trainable, check_counts, check_kinds
 
 
 class DeepStatePredictor(GaussianPredictor):
@@ -124,11 +124,12 @@ class DeepStateEstimator(Trainable[DeepStatePredictor]):
         callbacks: Any = (),
     ):
         super().__init__(lead_time=0)
-        check_lengths(self, prediction_length=prediction_length, context_length=context_length)
+        check_counts(type(self).__name__, prediction_length=prediction_length, context_length=context_length)
         self.prediction_length, self.context_length = prediction_length, context_length
         self.freq = None if freq is None else period_freq(freq)
         self.config, self.mixer, self.d_model, self.num_layers = config, mixer, d_model, num_layers
         self.fit, self.callbacks = fit or FitConfig(), list(callbacks)
+        check_kinds(type(self).__name__, fit=(self.fit, FitConfig, "a FitConfig"))
 
     def _train(
         self, predictor: DeepStatePredictor | None, training_data: Entries, validation_data: Entries | None

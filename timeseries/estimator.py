@@ -27,7 +27,7 @@ from .models.network import Network
 from .models.window_forecaster import MIXERS
 from .predictor import SSMPredictor, Trained
 from .series import Schema, period_freq, read_schema, read_series
-from .trainable import OTHER_OPTIONS, Entries, Trainable, check_lengths
+from .trainable import OTHER_OPTIONS, Entries, Trainable, check_counts, check_kinds
 
 
 class SSMEstimator(Trainable[SSMPredictor]):
@@ -77,7 +77,7 @@ class SSMEstimator(Trainable[SSMPredictor]):
         cycle: Sequence[int] = (),
     ):
         super().__init__(lead_time=0)
-        check_lengths(self, prediction_length=prediction_length, context_length=context_length)
+        check_counts(type(self).__name__, prediction_length=prediction_length, context_length=context_length)
         self.prediction_length, self.context_length = prediction_length, context_length
         self.freq = None if freq is None else period_freq(freq)
         self.mixer = self.default_mixer if mixer is None else mixer
@@ -88,6 +88,11 @@ class SSMEstimator(Trainable[SSMPredictor]):
         self.output: dict[str, Any] = describe_output(output)
         self.covariates, self.num_samples, self.callbacks = covariates, num_samples, list(callbacks)
         self.linear, self.cycle, self.fit = linear or LinearSSMConfig(median=False), tuple(cycle), fit or FitConfig()
+        check_kinds(
+            type(self).__name__,
+            linear=(self.linear, LinearSSMConfig, "a LinearSSMConfig"),
+            fit=(self.fit, FitConfig, "a FitConfig"),
+        )
 
     def _train(
         self, predictor: SSMPredictor | None, training_data: Entries, validation_data: Entries | None

@@ -25,7 +25,7 @@ from .models.window import Prediction
 from .predictor import PLAN, make_forecast
 from .series import Schema, Series, period_freq, read_schema, read_series
 from .structural import FittedStructural, fit_structural
-from .trainable import OTHER_OPTIONS, Entries, Trainable, check_lengths
+from .trainable import OTHER_OPTIONS, Entries, Trainable, check_counts
 
 LONGEST_DUMMY = 24
 """Seasons up to this period may have any pattern; longer ones get harmonics."""
@@ -182,7 +182,7 @@ class StructuralEstimator(Trainable[StructuralPredictor]):
     @validated()
     def __init__(self, prediction_length: int, freq: str | None = None, configs: Any = None, longest: int = 2000):
         super().__init__(lead_time=0)
-        check_lengths(self, prediction_length=prediction_length, longest=longest)
+        check_counts(type(self).__name__, prediction_length=prediction_length, longest=longest)
         self.prediction_length, self.longest = prediction_length, longest
         self.freq = None if freq is None else period_freq(freq)
         self.configs = configs

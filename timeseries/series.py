@@ -119,8 +119,8 @@ def read_schema(entries: Iterable[Mapping[str, Any]], freq: str | None, covariat
     entries = list(entries)
     if not entries:
         raise ValueError("train: the dataset has no entries; give at least one series")
-    first, found = entries[0], entries[0].get("start")
-    name = _name(first, 0)
+    first, name = entries[0], _name(entries[0], 0)
+    found = first.get("start")
     if "target" not in first or found is None:
         raise ValueError(f"{name}: an entry needs 'target' and 'start', this one has {', '.join(map(repr, first))}")
     target = np.asarray(first["target"])
@@ -215,6 +215,11 @@ def check_freq(period: pd.Period, freq: str, name: str) -> None:
 
 
 def _name(entry: Mapping[str, Any], number: int) -> str:
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"item {number} of the dataset is of type {type(entry).__name__}, expected an entry, such as "
+            "{'start': ..., 'target': ...}; from_pandas makes a list of entries from a frame"
+        )
     return f"item {entry.get('item_id', number)!r}"
 
 

@@ -1,6 +1,7 @@
 """What our GluonTS estimators have in common: `train` starts anew, `train_from` goes on from a predictor."""
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any, Generic, TypeVar
 
 from gluonts.model.estimator import Estimator
@@ -51,12 +52,26 @@ class Trainable(Estimator, Generic[P]):
 OTHER_OPTIONS = "train_from: the predictor was trained with other options than this estimator has"
 
 
-def check_lengths(estimator: Estimator, **lengths: int | None) -> None:
-    """Raise unless all that are given are at least 1; no shapes.
+def check_counts(where: str, **counts: int | None) -> None:
+    """Raise unless all that are given are whole numbers of at least 1; no shapes.
 
     Raises:
         ValueError: One is not.
     """
-    for name, value in lengths.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{type(estimator).__name__}: {name}={value}, expected at least 1")
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, Integral) and value >= 1):
+            raise ValueError(f"{where}: {name}={value!r}, expected a whole number of at least 1")
+
+
+def check_kinds(where: str, **options: tuple[Any, type | tuple[type, ...], str]) -> None:
+    """Raise unless every value is of its kind; no shapes.
+
+    Args:
+        where: What was called.
+        options: Name = (value, kind, what to give instead).
+    Raises:
+        ValueError: One is not.
+    """
+    for name, (value, kind, instead) in options.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{where}: {name} is of type {type(value).__name__}, expected {instead}")

@@ -300,8 +300,10 @@ def test_any_mixer(mixer, small, make_entries):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prediction_length": 0}, "SSMEstimator: prediction_length=0, expected at least 1"),
-        ({"context_length": 0}, "SSMEstimator: context_length=0, expected at least 1"),
+        ({"prediction_length": 0}, "SSMEstimator: prediction_length=0, expected a whole number of at least 1"),
+        ({"context_length": 0}, "SSMEstimator: context_length=0, expected a whole number of at least 1"),
+        ({"linear": {"median": True}}, "SSMEstimator: linear is of type dict, expected a LinearSSMConfig"),
+        ({"fit": "quick"}, "SSMEstimator: fit is of type str, expected a FitConfig"),
         ({"freq": "fortnight"}, "freq='fortnight' is no frequency that pandas knows"),
         ({"output": "gauss"}, "unknown output 'gauss'"),
         ({"mixer": "s4d", "stack": 3}, "stack is 3, expected one of StreamConfig, PatchConfig, SMambaConfig"),
