@@ -8,7 +8,6 @@ scores (ridge strengths by folds of the training part and by the validation part
 and naive, seasonal-naive and ridge forecasts stand in every one.
 """
 
-import csv
 import hashlib
 import json
 import sys
@@ -176,13 +175,14 @@ class Runner:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def run(self, cell: Cell) -> dict:
-        """Compute a cell and keep it: mse, mae, seconds of process time, windows.
+        """Compute a cell and keep it: mse, mae, seconds of process time (since the last stop), windows.
 
         Args:
             cell: Which.
         Raises:
             DataError: The data cannot be used.
-            SystemExit: Training was interrupted or went wrong; what is done is kept.
+            Interrupted: SIGINT or SIGTERM came; the same cell goes on there.
+            NonFiniteError: NaN or infinity came up in a training.
         """
         started = time.process_time()
         scores = self._baseline(cell) if cell.model in BASELINES else self._trained(cell)
@@ -228,8 +228,10 @@ class Runner:
         return {"mse": scores.mse, "mae": scores.mae, "windows": scores.windows}
 
     def _trained(self, cell: Cell) -> dict:
+        from ssmcore.engine import cli
+
         from .models import CLOSED_FORM
-        from .train import run
+        from .train import prepare
 
         context = self._context(cell, finite=cell.model not in CLOSED_FORM)
         runs = self.folder / "runs" / cell.name
@@ -247,13 +249,12 @@ class Runner:
             output=str(runs),
         )
         train = with_options(train, self.config.train)
-        before = set(runs.iterdir()) if runs.is_dir() else set()
-        if status := run(train):
-            raise SystemExit(status)
-        (folder,) = set(runs.iterdir()) - before
-        with (folder / "scores.csv").open() as file:
-            row = next(row for row in csv.DictReader(file) if row["forecaster"] == model)
-        return {"mse": float(row["mse"]), "mae": float(row["mae"]), "windows": int(row["windows"])}
+        asked = cli.dump(train)  # a run of other options is another one
+        stopped = [path.parent for path in sorted(runs.glob(f"*/{cli.CONFIG_FILE}")) if path.read_text() == asked]
+        experiment = prepare(replace(train, resume=str(stopped[-1])) if stopped else train)
+        experiment.train()
+        scores = experiment.report()[model]
+        return {"mse": scores.mse, "mae": scores.mae, "windows": scores.windows}
 
     def _with_dates(self, path: Path) -> Path:
         """The file itself, or a copy with an even calendar: of a bare matrix (exchange_rate.txt), and of a file that
@@ -311,10 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ssmcore.engine import cli, guarded
 
     config = cli.parse(LtsfConfig, argv, prog=PROG, usage="--data-dir DIR [options]")
-    try:
-        return guarded(lambda: run(config), prog=PROG, refused=DataError, go_on="the same command goes on where it was")
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    return guarded(lambda: run(config), prog=PROG, refused=DataError, go_on="the same command goes on where it was")
 
 
 def run(config: LtsfConfig) -> None:
@@ -323,8 +321,7 @@ def run(config: LtsfConfig) -> None:
     Args:
         config: What to do.
     Raises:
-        DataError: The data cannot be used.
-        SystemExit: Training was interrupted or went wrong.
+        DataError, Interrupted, NonFiniteError: As `Runner.run`.
     """
     from contextlib import redirect_stdout
     from io import StringIO
@@ -348,7 +345,8 @@ def run(config: LtsfConfig) -> None:
             bar.set_postfix_str(cell.name)
             if runner.result(cell) is None:
                 with redirect_stdout(StringIO()):
-                    runner.run(cell)
+                    done = runner.run(cell)
+                bar.write(f"{cell.name}: {done['mse']:.3f} / {done['mae']:.3f}, {done['seconds']:.0f} CPU s")
     order = {name: i for i, name in enumerate(dict.fromkeys(cell.model for cell in todo))}
     places = {name: i for i, name in enumerate(files)}
 

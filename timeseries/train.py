@@ -5,10 +5,14 @@ Heavy imports stand inside the functions, so that --help and a refused file answ
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .config import TrainConfig
 from .errors import DataError
 from .recipes import RECIPES
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
 
 PROG = "python -m timeseries.train"
 
@@ -38,6 +42,20 @@ def run(config: TrainConfig) -> int:
     Raises:
         DataError: The data or the options cannot be used.
     """
+    from ssmcore.engine import guarded
+
+    experiment = prepare(config)
+    return guarded(experiment.run, prog=PROG, run_dir=experiment.run_dir)
+
+
+def prepare(config: TrainConfig) -> "Experiment":
+    """Read the data and make the run folder.
+
+    Args:
+        config: What to do.
+    Raises:
+        DataError: The data or the options cannot be used.
+    """
     from .covariates import read_series_and_covariates
     from .data import make_split
 
@@ -47,12 +65,9 @@ def run(config: TrainConfig) -> int:
     table, named = read_series_and_covariates(config)
     split = make_split(table, config.split, context_length, config.prediction_length)
 
-    from ssmcore.engine import guarded
-
     from .experiment import Experiment
 
-    experiment = Experiment(config, table, split, context_length, named)
-    return guarded(experiment.run, prog=PROG, run_dir=experiment.run_dir)
+    return Experiment(config, table, split, context_length, named)
 
 
 def resolve_context(config: TrainConfig) -> int | None:

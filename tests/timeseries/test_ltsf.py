@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from timeseries.config import LtsfConfig
 from timeseries.data import make_split, read_csv, standardize
 from timeseries.models.lag_ridge import LagRidge
 from timeseries.models.ridge import fit_linear_ssm
+from timeseries.task import ForecastTask
 
 
 @pytest.fixture
@@ -78,6 +80,35 @@ def test_trained_models_run_once_a_seed(folder):
     rows = [r for r in csv.DictReader((folder / "out/ltsf.csv").open()) if r["model"] == "s4d"]
     assert [row["seed"] for row in rows] == ["0", "1"]
     assert "±" in (folder / "out/ltsf.md").read_text()
+
+
+def test_a_training_goes_on_where_it_was_stopped(folder, monkeypatch, capfd):
+    options = {"datasets": ("Weather",), "horizons": (8,), "lookbacks": ("short",), "models": ("s4d",), "seeds": 1}
+    train = {"epochs": 3, "steps_per_epoch": 2, "lr": 1e-2, "patch": {"d_model": 4, "num_layers": 1, "d_state": 4}}
+    ltsf.run(config(folder, **options, train=train, output=str(folder / "whole")))
+    real, epochs = ForecastTask.on_validation_epoch_end, []
+
+    def stops_in_the_second_epoch(task):
+        real(task)
+        epochs.append(task.current_epoch)
+        if len(epochs) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ForecastTask, "on_validation_epoch_end", stops_in_the_second_epoch)
+    text = json.dumps(train)
+    words = ["--data-dir", str(folder), "--output", str(folder / "out"), "--train", text, "--models=[s4d]"]
+    words += ["--datasets=[Weather]", "--horizons=[8]", "--lookbacks=[short]", "--seeds=1"]
+    assert ltsf.main(words) == 130
+    said = capfd.readouterr().err
+    assert "python -m timeseries.ltsf: stopped by SIGINT; the state is saved; the same command goes on where" in said
+    assert "timeseries.train" not in said
+    assert ltsf.main(words) == 0
+    assert epochs in ([0, 1, 2], [0, 1, 1, 2])  # the first is not done again
+    assert "Weather-short-8-s4d-0: " in capfd.readouterr().out
+    whole, parts = (
+        json.loads((folder / f"{name}/cells/Weather-short-8-s4d-0.json").read_text()) for name in ("whole", "out")
+    )
+    assert parts["mse"] == whole["mse"]
 
 
 def test_the_ridge_baseline_is_least_squares(folder):
