@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from graph import reach, train
+from graph import reach, tables, train
 from graph.config import ModelConfig, SyntheticConfig, TrainConfig
 from graph.recipes import RECIPES
 from ssmcore.engine import cli
@@ -187,7 +187,7 @@ def test_help_explains_every_option_and_needs_no_torch(capsys):
     for name, doc in docs.items():
         assert "--" + name.replace("_", "-") in text
         assert doc[:30] in text
-    code = "import sys, graph.config, graph.recipes, graph.train, graph.reach; assert 'torch' not in sys.modules"
+    code = "import sys, graph.recipes, graph.train, graph.reach, graph.tables; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
 
 
@@ -252,6 +252,25 @@ def test_reach(tmp_path, monkeypatch, capsys):
     )
     assert reach.main([*tree, "--epochs", "1", "--output", "tree", "--beside", "[nowhere]"]) == 2
     assert "nowhere: there is no scores.csv in it" in capsys.readouterr().err
+
+
+def test_tables(tu_set, tmp_path, capsys):
+    """Both protocols in one table; a second call trains nothing, one with another network adds a column."""
+    words = [*tu_set[2:], "--sets", "[TINY]", "--folds", "2", "--epochs", "1", "--hidden", "4", "--layers", "1"]
+    assert tables.main([*words, "--models", "[hop_lru, mlp]"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-4] == "| protocol | set | folds | hop_lru | mlp |"
+    for line, letter in zip(out[-2:], "AB", strict=True):
+        assert line.startswith(f"| {letter} | TINY | 2 | ")
+    score = [float(row["score"]) for row in scores(tmp_path / "runs/tables/TINY-mlp-B")]
+    assert f"{50 * sum(score):.1f}±" in out[-1]
+    assert tables.main([*words, "--models", "[mlp]"]) == 0
+    again = capsys.readouterr().out
+    assert "epoch 1/1" not in again
+    assert again.splitlines()[-4:] == out[-4:]
+    assert (tmp_path / "runs/tables/table.md").read_text().splitlines() == out[-4:]
+    assert tables.main([*words, "--sets", "[MUTAGG]"]) == 2
+    assert "did you mean MUTAG" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("k", "least"), [(3, 0.9)])
