@@ -120,14 +120,14 @@ class HopConv(nn.Module):
             B, C = self.core.maps()
             _, gamma = self.core.modes(None)
             powers = (torch.arange(self.hops, device=z.device)[:, None] * self.core.exponents()).exp() * gamma
-            # Real and imaginary parts side by side. The powers of each token are a product with zeros and ones, whose
-            # gradient is a product too: that of a gather would scatter.
-            near = F.one_hot(shells.distance, self.hops).to(u.dtype)
-            turn_re, turn_im = (near @ torch.cat([powers.real, powers.imag], 1)).chunk(2, 1)
-            in_re, in_im = (u @ torch.cat([B.real, B.imag]).T).chunk(2, 1)
-            driven = torch.cat([turn_re * in_re - turn_im * in_im, turn_re * in_im + turn_im * in_re], 1)
+            # The powers of each token are a product with zeros and ones, whose gradient is a product too: that of a
+            # gather would scatter. Complex numbers stand as pairs, so that every other product is a real one.
+            turn = F.one_hot(shells.distance, self.hops).to(u.dtype) @ torch.view_as_real(powers).flatten(1)
+            into = u @ torch.stack([B.real, B.imag], 1).flatten(0, 1).T
+            turn, into = (torch.view_as_complex(pairs.unflatten(1, (-1, 2))) for pairs in (turn, into))
+            h = shells.tokens.sum(torch.view_as_real(turn * into).flatten(1))
             own = u.index_select(0, shells.tokens.bounds[1:] - 1)  # a node's last token is the node itself
-            y = shells.tokens.sum(driven) @ torch.cat([C.real, -C.imag], 1).T + D * own
+            y = h @ torch.stack([C.real, -C.imag], 2).flatten(1).T + D * own
         return y.to(z.dtype)
 
     def __repr__(self) -> str:
