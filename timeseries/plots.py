@@ -1,5 +1,6 @@
 """Pictures of a forecast and of the error along the horizon, as PNG files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -56,6 +57,7 @@ def plot_future(
     ahead: pd.DatetimeIndex,
     forecast: np.ndarray,
     quantiles: np.ndarray | None,
+    levels: Sequence[float],
     columns: tuple[str, ...],
 ) -> None:
     """A forecast of what is not known yet, with bands between the outermost quantiles, the next ones, and so on.
@@ -65,6 +67,7 @@ def plot_future(
         dates, values: The past, in the units of the file, shapes (t,) and (t, c); the last three horizons are drawn.
         ahead, forecast: Shapes (h,) and (h, c).
         quantiles: Shape (n, h, c), rising in n; None for none.
+        levels: Of the n quantiles.
         columns: Names of the c series; at most four, spread over them and with the last, are drawn.
     """
     picks = sorted({round(i) for i in np.linspace(len(columns) - 1, 0, min(MOST_PANELS, len(columns)))})
@@ -74,10 +77,11 @@ def plot_future(
         axis.plot(dates[past], values[past, c], color="0.2", linewidth=1, label="observed")
         for i in range(0 if quantiles is None else len(quantiles) // 2):
             low, high = quantiles[i, :, c], quantiles[len(quantiles) - 1 - i, :, c]
-            axis.fill_between(ahead, low, high, color="C0", alpha=0.2, linewidth=0, label="interval" if not i else None)
+            share = f"{100 * (levels[len(quantiles) - 1 - i] - levels[i]):g} %"
+            axis.fill_between(ahead, low, high, color="C0", alpha=0.2, linewidth=0, label=share)
         axis.plot(ahead, forecast[:, c], color="C0", linewidth=1.6, label="forecast")
         axis.set_ylabel(columns[c])
-    axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, frameon=False)
+    axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=8, frameon=False)
     figure.autofmt_xdate()
     _save(figure, path)
 

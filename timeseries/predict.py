@@ -92,7 +92,7 @@ def predict(config: PredictConfig) -> int:
     frame = pd.DataFrame(columns)
     frame.to_csv(config.output, index=False)
     picture = config.picture or str(Path(config.output).with_suffix(".png"))
-    plot_future(picture, seen, values, dates, future, quantiles, forecaster.columns)
+    plot_future(picture, seen, values, dates, future, quantiles, levels, forecaster.columns)
     if levels and quantiles is None:
         print(f"{config.data}: {len(values)} rows are too few for intervals; the forecast has none")
     print(f"{config.output}: {len(frame)} steps from {dates[0]} to {dates[-1]}")

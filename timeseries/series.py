@@ -171,7 +171,7 @@ def read_series(entry: Mapping[str, Any], schema: Schema, future: int = 0, numbe
         )
     length = target.shape[1]
     firsts = np.where(observed.any(1), target[np.arange(len(target)), observed.argmax(1)], 0.0)
-    known = _dynamic(entry, "known", schema.known, length + future, name)
+    known = _dynamic(entry, "known", schema.known, length, name, future)
     start = _period(entry, number)
     known = np.concatenate([known, schema.cycles(start, range(len(known)))], 1)
     past = _dynamic(entry, "past", schema.past, length, name)[:length]
@@ -249,16 +249,20 @@ def _array(value: Any, name: str, field: str, missing: bool = False) -> np.ndarr
     return array
 
 
-def _dynamic(entry: Mapping[str, Any], kind: str, count: int, length: int, name: str) -> np.ndarray:
-    """Covariates by time, float32, shape (length or more, count)."""
+def _dynamic(entry: Mapping[str, Any], kind: str, count: int, length: int, name: str, future: int = 0) -> np.ndarray:
+    """Covariates by time, float32, shape (length + future or more, count)."""
     field = FIELDS[kind]
     if not count:
-        return np.zeros((length, 0), np.float32)
+        return np.zeros((length + future, 0), np.float32)
     if entry.get(field) is None:
         raise ValueError(f"{name}: {field} is absent, expected {count} rows as in training")
     array = np.atleast_2d(_array(entry[field], name, field))
-    if array.shape[0] != count or array.shape[1] < length:
-        raise ValueError(f"{name}: {field} has shape {array.shape}, expected {count} rows of at least {length} steps")
+    if array.shape[0] != count or array.shape[1] < length + future:
+        ahead = f" and the {future} to forecast" if future else ""
+        raise ValueError(
+            f"{name}: {field} has shape {array.shape}, expected shape ({count}, {length + future} or more), "
+            f"for the {length} steps of the target{ahead}"
+        )
     return np.ascontiguousarray(array.T.astype(np.float32))
 
 

@@ -167,11 +167,48 @@ def test_long_frames_and_wide_frames():
             "no frequency",
         ),
         (pd.Series([], dtype=float), "has no rows"),
+        (pd.DataFrame({"x": [1.0, 2.0, 3.0]}), "item 'series': its index holds no dates"),
+        (np.arange(5), "data is of type ndarray, expected a pandas frame or series"),
     ],
 )
 def test_frames_that_cannot_be_used(frame, message):
     with pytest.raises(ValueError, match=message):
         from_pandas(frame)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "lod"}, "item 'series': there is no column 'lod'; its columns are 'load', 'heat', 'site'"),
+        ({"target": "load", "known": "heet"}, "there is no column 'heet'"),
+        ({}, "column 'site' holds more than numbers"),
+        ({"item_id": "shop"}, "item_id='shop' is no column; the columns are 'load', 'heat', 'site'"),
+        ({"timestamp": "when"}, "timestamp='when' is no column"),
+        ({"target": "load", "future_length": 9}, "future_length=9, expected 0 or more of its 9 steps, not all"),
+        ({"target": "load", "future_length": -1}, "future_length=-1, expected 0 or more"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(options, message):
+    frame = pd.DataFrame({"load": np.arange(9.0), "heat": np.arange(9.0), "site": "a"})
+    with pytest.raises(ValueError, match=message):
+        from_pandas(frame.set_index(pd.date_range("2024-01-01", periods=9, freq="h")), **options)
+
+
+@pytest.mark.parametrize(
+    ("dates", "freq"),
+    [
+        (pd.date_range("2020-01-15", periods=30, freq="MS") + pd.Timedelta(days=14), "M"),  # always the 15th
+        (pd.date_range("2020-01-31", periods=30, freq="ME").delete([3, 11]), "M"),
+        (pd.date_range("2020-02-10", periods=12, freq="QS-FEB") + pd.Timedelta(days=9), "Q-DEC"),
+        (pd.date_range("2020-01-01", periods=50, freq="7D").delete([20]), "7D"),
+        (pd.date_range("2020-01-01", periods=50, freq="h").delete([20, 21]), "h"),
+    ],
+)
+def test_frequencies_are_seen_in_the_dates(dates, freq):
+    (made,) = from_pandas(pd.Series(np.arange(float(len(dates))), index=dates))
+    assert made["start"].freqstr == freq
+    assert (~np.isnan(made["target"])).sum() == len(dates)
+    np.testing.assert_array_equal(made["target"][~np.isnan(made["target"])], np.arange(len(dates)))
 
 
 def test_frequency_names():
