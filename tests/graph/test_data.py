@@ -29,6 +29,7 @@ def write_tu(folder, name="TINY", graphs=24):
         n += len(g)
     folder.mkdir(parents=True, exist_ok=True)
     files = {"A": rows, "graph_indicator": owner, "graph_labels": labels, "node_labels": node_labels}
+    files["node_attributes"] = [f"{100 * v}, {v * v}" for v in range(n)]
     with zipfile.ZipFile(folder / f"{name}.zip", "w") as out:
         for key, lines in files.items():
             out.writestr(f"{name}/{name}_{key}.txt", "\n".join(lines) + "\n")
@@ -52,7 +53,17 @@ def test_a_local_copy_of_a_tu_set(tmp_path):
         tu("OTHER", tmp_path / "root", source)
 
 
-COUNTS = {"MUTAG": (188, 7, 2), "PROTEINS": (1113, 3, 2), "ENZYMES": (600, 3, 6), "IMDB-BINARY": (1000, 136, 2)}
+def test_enzymes_has_its_attributes_in_standard_units(tmp_path):
+    """Two attributes and three labels; other sets have attributes too, which the literature does not use."""
+    data = load_graphs("ENZYMES", root=tmp_path / "root", source=write_tu(tmp_path / "tu", "ENZYMES").parent)
+    x = torch.cat([g.x for g in data.graphs])
+    assert data.schema.node == x.shape[1] == 5
+    torch.testing.assert_close(x[:, :2].mean(0), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x[:, :2].std(0), torch.ones(2), rtol=0, atol=1e-5)
+    assert torch.equal(x[:, 2:].sum(1), torch.ones(len(x)))
+
+
+COUNTS = {"MUTAG": (188, 7, 2), "PROTEINS": (1113, 3, 2), "ENZYMES": (600, 21, 6), "IMDB-BINARY": (1000, 136, 2)}
 
 
 @pytest.mark.parametrize("name", COUNTS)
