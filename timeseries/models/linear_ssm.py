@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from ssmcore.functional import linear_recurrence
 
 State = dict[str, Tensor]
-CHUNK = 64
+CHUNK = 16
+"""Steps of one matrix product of `filter_bank`: its kernel grows with the square, the loop over chunks is short anyway."""
 
 
 def default_poles(
