@@ -26,7 +26,7 @@ from ssmcore.functional import linear_recurrence
 
 State = dict[str, Tensor]
 CHUNK = 16
-"""Steps of one matrix product of `filter_bank`: its kernel grows with the square, the loop over chunks is short anyway."""
+"""Steps of one matrix product of `filter_bank`, whose kernel grows with the square."""
 
 
 def default_poles(
