@@ -123,6 +123,8 @@ def find_files(config: LtsfConfig) -> dict[str, Path]:
     stems = {path.name.split(".")[0].lower(): path for path in sorted(folder.iterdir()) if path.is_file()}
     found = {name: stems[stem] for name, benchmark in BENCHMARKS.items() for stem in benchmark.files if stem in stems}
     for name in config.datasets or ():
+        if name not in BENCHMARKS:
+            raise DataError(f"--datasets: {name!r} is none of {', '.join(BENCHMARKS)}")
         if name not in found:
             looked = ", ".join(f"{stem}.csv" for stem in BENCHMARKS[name].files)
             raise DataError(f"{folder}: there is no file for {name} (looked for {looked}, also .csv.gz)")
@@ -336,6 +338,8 @@ def run(config: LtsfConfig) -> None:
             raise DataError(
                 f"--models: {name!r} is none of {', '.join(sorted(known))}, with {ALONE} for a network alone"
             )
+    if config.seeds < 1:
+        raise DataError(f"--seeds {config.seeds}: at least 1")
     with_options(TrainConfig(), config.train)  # a wrong option is told before the first cell is computed
     files = find_files(config)
     runner = Runner(config, files)

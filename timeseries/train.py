@@ -65,9 +65,24 @@ def prepare(config: TrainConfig) -> "Experiment":
     table, named = read_series_and_covariates(config)
     split = make_split(table, config.split, context_length, config.prediction_length)
 
+    if config.model != "linear_ssm":
+        _check_network(config, context_length)
+
     from .experiment import Experiment
 
     return Experiment(config, table, split, context_length, named)
+
+
+def _check_network(config: TrainConfig, context_length: int | None) -> None:
+    """Raise DataError unless the network's sizes fit the context, before anything is fitted or written."""
+    from .models.window import Sizes
+    from .models.window_forecaster import MIXERS, build_network
+
+    options, sizes = getattr(config, config.model, config.patch), Sizes(prediction_length=config.prediction_length)
+    try:
+        build_network(options, sizes, 1, MIXERS[config.model], context_length)
+    except ValueError as error:
+        raise DataError(f"--model {config.model}: {error}") from None
 
 
 def resolve_context(config: TrainConfig) -> int | None:

@@ -226,15 +226,15 @@ def test_every_network_fills_its_cell(model, folder):
     ("options", "message"),
     [
         ({"data_dir": "/nowhere"}, "give a folder with --data-dir"),
-        ({"datasets": ("Traffic",)}, "there is no file for Traffic"),
+        ({"datasets": "[Traffic]"}, "there is no file for Traffic"),
+        ({"datasets": "[ETTx]"}, "--datasets: 'ETTx' is none of ETTh1, ETTh2"),
+        ({"seeds": "0"}, "--seeds 0: at least 1"),
         ({"models": "[linear_ssm-alone]"}, "--models: 'linear_ssm-alone' is none of"),
         ({"train": "{epoch: 3}"}, "--train: 'epoch' is no option of TrainConfig"),
     ],
 )
 def test_absent_data_get_a_sentence(folder, options, message, capsys):
     words = [f"--data-dir={options.get('data_dir', folder)}", f"--output={folder / 'out'}"]
-    if "datasets" in options:
-        words.append("--datasets=[Traffic]")
-    words += [f"--{name}={options[name]}" for name in ("models", "train") if name in options]
+    words += [f"--{name}={value}" for name, value in options.items() if name != "data_dir"]
     assert ltsf.main(words) == 2
     assert message in capsys.readouterr().err

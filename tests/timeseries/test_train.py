@@ -117,6 +117,10 @@ REFUSED = {
     "no file": (["--data", "none.csv"], "none.csv: there is no such file; give a CSV file with --data"),
     "too short": (["--data", "waves.csv", "--prediction-length", "200"], "are too few"),
     "free": (["--data", "waves.csv", "--model", "mamba", "--context-length", "free"], "free is for linear_ssm"),
+    "patch": (
+        ["--data", "waves.csv", "--prediction-length", "24", "--model", "s4d", "--context-length", "8"],
+        "--model s4d: PatchNetwork: patch_length=16, stride=8, expected 1 <= patch_length <= context_length=8",
+    ),
 }
 
 
