@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -116,7 +116,7 @@ def parse(
     Args:
         config: The dataclass; a field `resume` switches the --resume rule on.
         argv: Arguments without the program name, None for those of the process; dashes inside option names are as good
-            as underscores, and the name of a yes-or-no option alone is a yes.
+            as underscores, the name of a yes-or-no option alone is a yes, and a list may come without its brackets.
         prog: What the person typed, for messages.
         usage: First line of the help, without `prog`.
         recipes: Functions that return a config, by name.
@@ -129,6 +129,7 @@ def parse(
     recipes = dict(recipes or {})
     switches = {f"--{f.name}" for f in dataclasses.fields(config) if f.type is bool}
     words = _switched([_underscored(word) for word in (sys.argv[1:] if argv is None else argv)], switches)
+    words = _bracketed(words, _list_options(config))
     parser = make_parser(config, prog, usage, tuple(recipes), positional)
     if name := _value_of("--recipe", words):
         if name not in recipes:
@@ -176,6 +177,33 @@ def _switched(words: list[str], switches: set[str]) -> list[str]:
     following = [*words, "--"][1:]
     bare = (w in switches and after.lower() not in ("true", "false") for w, after in zip(words, following, strict=True))
     return [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
+
+
+def _list_options(config: type, prefix: str = "--") -> set[str]:
+    """Options that take a tuple, those of nested dataclasses too."""
+    found = set()
+    for f in dataclasses.fields(config):
+        if dataclasses.is_dataclass(f.type):
+            found |= _list_options(f.type, f"{prefix}{f.name}.")
+        elif any(get_origin(kind) is tuple for kind in (f.type, *get_args(f.type))):
+            found.add(prefix + f.name)
+    return found
+
+
+def _bracketed(words: list[str], lists: set[str]) -> list[str]:
+    """`--levels 0.1,0.9` means `--levels [0.1,0.9]`."""
+
+    def bracketed(value: str) -> str:
+        return value if value.startswith("[") or value in ("null", "") else f"[{value}]"
+
+    found = list(words)
+    for i, word in enumerate(words):
+        name, eq, value = word.partition("=")
+        if name in lists and eq:
+            found[i] = f"{name}={bracketed(value)}"
+        elif name in lists and i + 1 < len(words) and not words[i + 1].startswith("--"):
+            found[i + 1] = bracketed(words[i + 1])
+    return found
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:

@@ -3,7 +3,7 @@
 import csv
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -210,6 +210,38 @@ def test_only_the_first_process_makes_a_run_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert make_run_dir(tmp_path, "run", Config()) == tmp_path / "run"
     assert make_run_dir(tmp_path, "run", Config()) == tmp_path / "run-2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Nested options."""
+
+    names: tuple[str, ...] = ()
+    """Names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Options that take several values."""
+
+    levels: tuple[float, ...] = (0.5,)
+    """Levels."""
+    columns: tuple[str, ...] | None = None
+    """Columns."""
+    inner: Inner = field(default_factory=Inner)
+    """Nested."""
+    one: str = ""
+    """A single word."""
+
+
+def test_a_list_may_come_without_its_brackets(capsys):
+    words = ["--levels", "0.1,0.9", "--columns=a", "--inner.names", "x,y", "--one", "a,b"]
+    found = cli.parse(Lists, words, prog="p")
+    assert found == Lists(levels=(0.1, 0.9), columns=("a",), inner=Inner(names=("x", "y")), one="a,b")
+    assert cli.parse(Lists, ["--levels", "[0.1, 0.9]", "--columns", "null"], prog="p").levels == (0.1, 0.9)
+    with pytest.raises(SystemExit):
+        cli.parse(Lists, ["--levels", "0.1,much"], prog="p")
+    assert "--levels: expected" in capsys.readouterr().err
 
 
 def test_flags_of_inherited_fields_switches_and_words(capsys):
