@@ -183,7 +183,7 @@ def _list_options(config: type, prefix: str = "--") -> set[str]:
     """Options that take a tuple, those of nested dataclasses too."""
     found = set()
     for f in dataclasses.fields(config):
-        if dataclasses.is_dataclass(f.type):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             found |= _list_options(f.type, f"{prefix}{f.name}.")
         elif any(get_origin(kind) is tuple for kind in (f.type, *get_args(f.type))):
             found.add(prefix + f.name)
