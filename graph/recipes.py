@@ -57,6 +57,14 @@ def scan_tu() -> TrainConfig:
     return TrainConfig(model=model, protocol="A", epochs=200, batch_size=32, lr=2e-3)
 
 
+def hops_tu() -> TrainConfig:
+    """GIN beside hop shells, for the TU sets, as `graph.tables` has it; `--data NAME --protocol A`. NCI1: a CPU hour."""
+    model = ModelConfig(
+        name="hop_lru", hidden=32, layers=3, hops=6, layout="gated", readout=("sum",), jumping=True, dropout=0.2
+    )
+    return TrainConfig(model=model, protocol="A", epochs=30, batch_size=64, lr=3e-3)
+
+
 def khop() -> TrainConfig:
     """GRED on the sum mod 2 of the nodes at distance 5: a minute or two on a CPU; 3 rounds of messages cannot."""
     model = ModelConfig(name="gred", hidden=32, layers=2, hops=8, d_state=32)
@@ -104,6 +112,7 @@ RECIPES = {
         walker_peptides_func,
         gin_tu,
         scan_tu,
+        hops_tu,
         khop,
     )
 }

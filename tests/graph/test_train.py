@@ -269,6 +269,13 @@ def test_tables(tu_set, tmp_path, capsys):
     assert "epoch 1/1" not in again
     assert again.splitlines()[-4:] == out[-4:]
     assert (tmp_path / "runs/tables/table.md").read_text().splitlines() == out[-4:]
+    recipe, row = RECIPES["hops_tu"](), tables.train_config(tables.TablesConfig(), "TINY", "hop_lru", "A")
+    assert (row.model, row.epochs, row.batch_size, row.lr) == (
+        recipe.model,
+        recipe.epochs,
+        recipe.batch_size,
+        recipe.lr,
+    )
     assert tables.main([*words, "--sets", "[MUTAGG]"]) == 2
     assert "did you mean MUTAG" in capsys.readouterr().err
 
