@@ -58,7 +58,7 @@ def scan_tu() -> TrainConfig:
 
 
 def hops_tu() -> TrainConfig:
-    """GIN beside hop shells, for the TU sets, as `graph.tables` has it; `--data NAME --protocol A`. NCI1: a CPU hour."""
+    """GIN beside hop shells, for the TU sets, as in `graph.tables`; `--data NAME --protocol A`. A CPU hour on NCI1."""
     model = ModelConfig(
         name="hop_lru", hidden=32, layers=3, hops=6, layout="gated", readout=("sum",), jumping=True, dropout=0.2
     )
