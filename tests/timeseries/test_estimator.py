@@ -138,7 +138,8 @@ def test_features_of_every_kind(kind, small, make_entries, cut_entries):
         for i, (a, b) in enumerate(zip(effect, moved, strict=True)):
             np.testing.assert_allclose(b - a, 2.0 * (i + 1), rtol=0.3)
     finite(list(predictor.predict(wide)))
-    with pytest.raises(ValueError, match=r"item 'item 0': feat_dynamic_real has shape \(2, 160\), expected shape \(2, 166 or more\)"):
+    wrong = r"item 'item 0': feat_dynamic_real has shape \(2, 160\), expected shape \(2, 166 or more\)"
+    with pytest.raises(ValueError, match=wrong):
         list(predictor.predict(data))
     new = [{**entry, "feat_static_cat": np.array([77, 0])} for entry in ahead]
     finite(list(predictor.predict(new)))  # a category that training has not seen
