@@ -44,6 +44,14 @@ class Bags:
         return _Sum.apply(x, self, False)
 
 
+def bounds_of(sizes: Int[Tensor, "r"]) -> Int[Tensor, "r1"]:
+    """Where lists of these sizes, shape (r,), start when one follows the other, and at last the end; shape (r + 1,).
+
+    Raises nothing.
+    """
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, bags: Bags, transposed: bool) -> Tensor:

@@ -10,6 +10,8 @@ from torch_geometric.data import Batch, Data
 
 from ssmcore.engine import make_loader
 
+from .bags import bounds_of
+
 Fields = Mapping[str, Tensor]
 """What is stored with a graph, by name: x (n, ...), edge_index (2, e), y, ...; and its number of nodes, shape ()."""
 
@@ -47,7 +49,7 @@ def collate(items: list[tuple[int, Fields]]) -> tuple[Tensor, Batch]:
     """
     graphs = [fields for _, fields in items]
     sizes = torch.stack([fields["num_nodes"] for fields in graphs])
-    ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    ptr = bounds_of(sizes)
     found = {}
     for key, first in graphs[0].items():
         if key == "num_nodes":

@@ -67,9 +67,9 @@ class ModelConfig:
     edge_decay: bool = False
     """Edge features set the step of each node, and so its decay (graph_mamba)."""
     layout: Literal["gps", "gated"] = "gps"
-    """graph_mamba, hop_lru: the global layer beside message passing, then an MLP, as in GPS; or gated, which is message
-    passing plus the global layer times a factor a channel that starts at 0, so that a network starts as its messages
-    alone."""
+    """State-space models but gred: the global layer beside message passing, then an MLP, as in GPS; or gated, which is
+    message passing plus the global layer times a factor a channel that starts at 0, so that a network starts as its
+    messages alone."""
     local: Literal["gin", "gine", "gcn", "gated_gcn", "none"] = "gin"
     """Message passing beside the scan, or beside the attention of gps."""
     encoding: Literal["none", "rwse", "laplacian"] = "none"

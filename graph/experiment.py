@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch_geometric.data import Data
 
 from ssmcore.engine import RunSettings, cli, fit, load_weights, make_run_dir
@@ -22,6 +23,8 @@ from .precompute import orders_of, precompute
 from .task import GraphTask, score_graphs
 
 SCORES_FILE = "scores.csv"
+MAY_CHANGE = ("folds", "root", "source", "output", "resume", "accelerator", "devices", "num_workers")
+"""Options that make no other run."""
 _RUN_DIR = "SSM_SUITE_GRAPH_RUN"  # how further processes of a run on this machine learn its folder
 
 
@@ -187,6 +190,7 @@ class Experiment:
             return Path(os.environ[_RUN_DIR])
         if config.resume:
             run_dir = Path(config.resume)
+            run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / cli.CONFIG_FILE).write_text(cli.dump(saved))
         else:
             name = f"{self.data.name}-{config.model.name}" + (
@@ -195,6 +199,34 @@ class Experiment:
             run_dir = make_run_dir(config.output, name, saved)
         os.environ[_RUN_DIR] = str(run_dir)
         return run_dir
+
+
+def kept_run(config: TrainConfig, data: GraphSet, run_dir: str | Path) -> Experiment:
+    """The run of a command that keeps many: begun in its folder, or gone on with there. No shapes.
+
+    Args:
+        config: What to do. Further folds may be asked for, and the data may have moved.
+        data: The graphs, checked.
+        run_dir: Folder of this run.
+    Raises:
+        GraphError: The folder holds a run with other options, or as `Experiment`.
+    """
+    file = Path(run_dir) / cli.CONFIG_FILE
+    if file.is_file():
+        saved, asked = (_flat(yaml.safe_load(text)) for text in (file.read_text(), cli.dump(config)))
+        other = [key for key in asked if key not in MAY_CHANGE and saved.get(key, asked[key]) != asked[key]]
+        if other:
+            was = ", ".join(f"{key} {saved[key]}, not {asked[key]}" for key in other)
+            raise GraphError(f"{run_dir}: holds a run with other options ({was}); give another --output")
+    return Experiment(replace(config, resume=str(run_dir)), data)
+
+
+def _flat(options: dict, prefix: str = "") -> dict:
+    """Options of nested groups by dotted names."""
+    found: dict = {}
+    for key, value in options.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def load_model(run_dir: str | Path) -> torch.nn.Module:

@@ -33,8 +33,9 @@ def precompute(graphs: Sequence[Data], config: ModelConfig, bar: bool | None = N
         GraphError: The order needs what the graphs do not have.
     """
     order, encoding = orders_of(config), config.encoding
-    pairs = sum(g.num_nodes * min(g.num_nodes, 2**config.hops) for g in graphs)
-    hops = config.name in ("gred", "hop_lru") and pairs <= MOST_PAIRS
+    hops = config.name in ("gred", "hop_lru")
+    if hops:
+        hops = sum(g.num_nodes * min(g.num_nodes, 2**config.hops) for g in graphs) <= MOST_PAIRS
     if order is None and encoding == "none" and not hops:
         return list(graphs)
     out: list[Data] = []

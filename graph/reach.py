@@ -11,7 +11,7 @@ pass. To answer is to recall one of 2^depth pairs, so its mixer (`--recall`) is 
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .config import ModelConfig, ModelName, SyntheticConfig, TrainConfig
@@ -146,13 +146,11 @@ def train_config(config: ReachConfig, model: ModelName, distance: int) -> TrainC
 
 def _score(config: ReachConfig, model: ModelName, distance: int, folder: Path) -> float:
     from .data import load_graphs
-    from .experiment import Experiment
+    from .experiment import kept_run
 
-    wanted = folder / f"{config.task}-{model}-{distance}"
-    wanted.mkdir(exist_ok=True)
-    run_config = replace(train_config(config, model, distance), resume=str(wanted))
+    run_config = train_config(config, model, distance)
     data = load_graphs(config.task, synthetic=run_config.synthetic, seed=config.seed)
-    rows = Experiment(run_config, data).run()
+    rows = kept_run(run_config, data, folder / f"{config.task}-{model}-{distance}").run()
     return next(row["score"] for row in rows if row["what"] == "test")
 
 

@@ -1,13 +1,13 @@
 """python -m graph.tables --source FOLDER: the TU sets by both protocols, every network under one setting, in one table.
 
 Runs are kept apart in the output folder and never done twice: a call that was stopped goes on, one with further sets,
-networks or folds adds to the table, and several may fill one folder at a time.
+networks or folds adds to the table, one with other options is refused, and several may fill one folder at a time.
 """
 
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -75,17 +75,15 @@ def run(config: TablesConfig) -> str:
         Interrupted: Asked to stop; the same call goes on.
     """
     from .data import load_graphs
-    from .experiment import Experiment
+    from .experiment import kept_run
 
     folder = Path(config.output)
+    # All sets first: what cannot be loaded is told before anything is trained.
+    sets = {n: load_graphs(n, root=config.root, source=config.source, seed=config.seed) for n in config.sets}
     for protocol in config.protocols:
-        for name in config.sets:
-            data = load_graphs(name, root=config.root, source=config.source, seed=config.seed)
+        for name, data in sets.items():
             for model in config.models:
-                run_dir = folder / f"{name}-{model}-{protocol}"
-                run_dir.mkdir(parents=True, exist_ok=True)
-                experiment = Experiment(replace(train_config(config, name, model, protocol), resume=str(run_dir)), data)
-                experiment.run()
+                kept_run(train_config(config, name, model, protocol), data, folder / f"{name}-{model}-{protocol}").run()
                 (folder / TABLE_FILE).write_text(table(folder))
     return table(folder)
 
@@ -114,7 +112,6 @@ def train_config(config: TablesConfig, name: str, model: ModelName, protocol: Li
         batch_size=config.batch_size,
         lr=config.lr,
         seed=config.seed,
-        accelerator="cpu",
         output=config.output,
     )
 

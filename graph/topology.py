@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssmcore.array_types import Float, Int
 from ssmcore.functional import Rows
 
+from .bags import bounds_of
 from .checks import GraphError, check_batch, check_edges
 from .passage import MirroredRows
 
@@ -108,7 +109,7 @@ class Topology:
         by_place = torch.argsort(self.place[target], stable=True)
         order = by_place[torch.argsort(source[by_place], stable=True)]
         counts = torch.bincount(source, minlength=self.num_nodes)
-        return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), target[order], order
+        return bounds_of(counts), target[order], order
 
     @functools.cached_property
     def rows(self) -> Rows:

@@ -22,7 +22,7 @@ from ssmcore.array_types import Float, Int
 from ssmcore.blocks import LayerNorm
 from ssmcore.mixers.lru import Lru
 
-from ..bags import Bags
+from ..bags import Bags, bounds_of
 from ..structure import hop_pairs
 from ..topology import Topology, topology_for
 
@@ -168,14 +168,10 @@ def _find_shells(topology: Topology, hops: int) -> Shells:
     fresh[1:] = (centre[1:] != centre[:-1]) | (distance[1:] != distance[:-1])
     first = fresh.nonzero()[:, 0]
     node = centre[first]
-    members = _bounds(torch.diff(first, append=first.new_tensor([len(centre)])))
-    tokens = _bounds(torch.bincount(node, minlength=topology.num_nodes))
+    members = bounds_of(torch.diff(first, append=first.new_tensor([len(centre)])))
+    tokens = bounds_of(torch.bincount(node, minlength=topology.num_nodes))
     # Distances are symmetric: the shells that hold u are those at distance k around each node v that u has at k, and
     # the token of v at k stands k before v's last.
     inside = tokens[1:][far] - 1 - distance
-    of_node = _bounds(torch.bincount(centre, minlength=topology.num_nodes))
+    of_node = bounds_of(torch.bincount(centre, minlength=topology.num_nodes))
     return Shells(distance[first], Bags(far, members, inside, of_node), Bags.consecutive(node, tokens))
-
-
-def _bounds(counts: Int[Tensor, "r"]) -> Int[Tensor, "r1"]:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

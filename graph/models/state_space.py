@@ -4,10 +4,8 @@ graph_mamba   GPS layout: message passing beside a packed scan over all nodes
 gmn           subgraph tokens of every node first, then the same layout
 gred          recurrent units over hop shells, nothing else
 hop_lru       the same units beside message passing
-walker        GPS layout with a scan along random walks in the global place
+walker        a scan along random walks beside message passing
 """
-
-from dataclasses import replace
 
 from torch import nn
 
@@ -91,7 +89,6 @@ def walker(schema: Schema, config: ModelConfig) -> GraphModel:
     """
     options = {"length": config.walk_length, "rate": config.walk_rate}
     edge_dim = config.hidden if schema.edge is not None else None
-    config = replace(config, layout="gps")
     blocks = []
     for seed in range(config.layers):
         walks = WalkConv(config.hidden, mixer_spec(config), edge_dim=edge_dim, seed=seed, **options)

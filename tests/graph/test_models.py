@@ -108,9 +108,10 @@ def test_reset_parameters(name):
     assert [n for n, p in before.items() if torch.equal(now[n], p) and "step" not in n] == []
 
 
-def test_a_gated_scan_starts_as_message_passing_alone(graphs):
-    """The factor of the scan starts at 0 and has a gradient; with one that is not 0 the scan is heard."""
-    model = build("graph_mamba", layout="gated").train()
+@pytest.mark.parametrize("name", ["graph_mamba", "hop_lru"])
+def test_a_gated_layer_starts_as_message_passing_alone(name, graphs):
+    """Its factor starts at 0 and has a gradient; with one that is not 0 the layer is heard."""
+    model = build(name, layout="gated").train()
     gates = [p for n, p in model.named_parameters() if n.endswith("gate")]
     assert len(gates) == 2
     call(model, graphs).square().sum().backward()
@@ -130,7 +131,14 @@ def test_a_gated_scan_starts_as_message_passing_alone(graphs):
         gates[1].fill_(1)
     torch.testing.assert_close(call(model, graphs.relabelled(new)), call(model, graphs), rtol=0, atol=1e-10)
     with pytest.raises(ValueError, match="'none'"):
-        build("graph_mamba", layout="gated", local="none")
+        build(name, layout="gated", local="none")
+
+
+@pytest.mark.parametrize("name", ["gmn", "walker"])
+def test_the_other_models_have_the_layouts_too(name, graphs):
+    names = dict(build(name, layout="gated").named_parameters())
+    assert any(parameter.endswith("gate") for parameter in names)
+    assert call(build(name, layout="gated").eval(), graphs).shape == (6, 4)
 
 
 def test_levels(graphs):

@@ -276,7 +276,12 @@ def test_tables(tu_set, tmp_path, capsys):
         recipe.batch_size,
         recipe.lr,
     )
-    assert tables.main([*words, "--sets", "[MUTAGG]"]) == 2
+    assert tables.main([*words, "--models", "mlp", "--hidden", "8"]) == 2
+    assert "TINY-mlp-A: holds a run with other options (model.hidden 4, not 8)" in capsys.readouterr().err
+    assert tables.main([*words, "--models", "mlp", "--folds", "3"]) == 0
+    assert "| B | TINY | 3 | " in capsys.readouterr().out
+    assert tables.main([*words, "--sets", "TINY,MUTAGG", "--output", "other"]) == 2
+    assert not (tmp_path / "other").exists()
     assert "did you mean MUTAG" in capsys.readouterr().err
 
 
